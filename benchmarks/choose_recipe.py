@@ -1,0 +1,153 @@
+"""Choose the scale model's learning rates and merge weights on the validation split, alike for every method.
+
+    python -m benchmarks.choose_recipe      # about 20 minutes on 2 cores; writes benchmarks/choose_recipe.json
+
+Every method gets the same number of candidates, and one learning rate (or one weight for a merge method) for all
+domains: the one with the best mean over domains. The test split is not read. `lori/recipes.py` holds the choice.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process, two processes
+
+from lori.config import MergeConfig
+from lori.data import splits, tokenise
+from lori.domains import DOMAINS
+from lori.evaluation import evaluate
+from lori.masks import magnitude_masks, read_bs
+from lori.merging import merge
+from lori.methods import METHODS, apply_adapter, attach, save_adapter
+from lori.models import identity, load_base, load_tokenizer
+from lori.recipes import DENSITY, data_config, eval_config, mask_config, profile, train_config
+from lori.training import train
+
+SEED = 1000  # none of the seeds that a profile reports
+NUM_MERGE_ROWS = 100
+LEARNING_RATES = {
+    "full": (2e-4, 5e-4, 1e-3, 2e-3),
+    "lora": (1e-3, 2e-3, 5e-3, 1e-2),
+    "dora": (1e-3, 2e-3, 5e-3, 1e-2),
+    "lori-d": (2e-3, 5e-3, 1e-2, 2e-2),
+    "lori-s": (5e-3, 1e-2, 2e-2, 5e-2),
+}
+WEIGHTS = (0.25, 0.4, 0.6, 1.0)
+PROFILE = profile("scale")
+
+
+def validation_score(domain: str, model_dir: Path, num_rows: int = PROFILE.num_validation) -> float:
+    """The headline in percent; for safety the mean of refusing what is harmful and helping with what is not."""
+    tokenizer = load_tokenizer(PROFILE.base_model)
+    model = apply_adapter(load_base(PROFILE.base_model), model_dir)
+    examples = splits(data_config(PROFILE, domain))["validation"][:num_rows]
+    metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(PROFILE, domain, "validation"), seed=SEED))
+    if domain == "safety":
+        return (metrics["safety/refusal_rate"] + 100 - metrics["safety/over_refusal_rate"]) / 2
+    return metrics[DOMAINS[domain].headline]
+
+
+def adapter_dir(root: Path, method: str, domain: str, rate: float) -> Path:
+    return root / f"{method}-{domain}-{rate:g}"
+
+
+def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: float | None) -> float:
+    """Train one adapter and score it; LoRI-S takes its mask from the LoRI-D adapter at `dense_rate`."""
+    config = replace(train_config(PROFILE, method, domain, SEED), learning_rate=rate)
+    tokenizer = load_tokenizer(PROFILE.base_model)
+    model = attach(load_base(PROFILE.base_model), config)
+    masks = None
+    if dense_rate is not None:
+        masks = magnitude_masks(read_bs(adapter_dir(root, "lori-d", domain, dense_rate)), mask_config(PROFILE))
+    rows = tokenise(splits(data_config(PROFILE, domain))["train"], tokenizer, config)
+    train(model, rows, config, tokenizer=tokenizer, masks=masks)
+    out = adapter_dir(root, method, domain, rate)
+    save_adapter(model, out, config)
+    return validation_score(domain, out)
+
+
+def try_weight(root: Path, method: str, merge_method: str, weight: float, rate: float) -> dict[str, float]:
+    """Merge all domains' adapters of one method and score the merge on each."""
+    config = MergeConfig(identity(PROFILE.base_model), merge_method, (weight,) * len(PROFILE.domains), DENSITY, SEED)
+    out = root / f"{method}-{merge_method}-{weight:g}"
+    merge([adapter_dir(root, method, domain, rate) for domain in PROFILE.domains], config, out)
+    return {domain: validation_score(domain, out, NUM_MERGE_ROWS) for domain in PROFILE.domains}
+
+
+def mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def choose_rates(
+    pool: ProcessPoolExecutor, root: Path, methods: list[str], chosen: dict[str, float]
+) -> Iterator[dict]:
+    """One record a candidate; `chosen` gets the best rate of each of `methods`."""
+    jobs = {}
+    for method in methods:
+        source = METHODS[method].mask_from
+        for rate in LEARNING_RATES[method]:
+            for domain in PROFILE.domains:
+                jobs[method, rate, domain] = pool.submit(
+                    try_rate, root, method, domain, rate, chosen[source] if source else None
+                )
+    for method in methods:
+        records = []
+        for rate in LEARNING_RATES[method]:
+            scores = {domain: jobs[method, rate, domain].result() for domain in PROFILE.domains}
+            records.append({"method": method, "learning_rate": rate, "scores": scores, "mean": mean(scores)})
+        chosen[method] = max(records, key=lambda record: record["mean"])["learning_rate"]
+        yield from records
+
+
+def choose_weights(pool: ProcessPoolExecutor, root: Path, rates: dict[str, float]) -> Iterator[dict]:
+    jobs = {
+        (method, merge_method, weight): pool.submit(try_weight, root, method, merge_method, weight, rates[method])
+        for method in PROFILE.merged
+        for merge_method in PROFILE.merge_methods
+        for weight in WEIGHTS
+    }
+    for (method, merge_method, weight), job in jobs.items():
+        scores = job.result()
+        yield {"method": method, "merge": merge_method, "weight": weight, "scores": scores, "mean": mean(scores)}
+
+
+def show(record: dict) -> dict:
+    what = " ".join(str(value) for key, value in record.items() if key not in ("scores", "mean"))
+    scores = "  ".join(f"{domain} {score:5.1f}" for domain, score in record["scores"].items())
+    print(f"{what:<28} {scores}  mean {record['mean']:5.1f}", flush=True)
+    return record
+
+
+def main() -> None:
+    started, rates = time.monotonic(), {}
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        root = Path(scratch)
+        dense = [method for method in LEARNING_RATES if METHODS[method].mask_from is None]
+        tried = [show(record) for record in choose_rates(pool, root, dense, rates)]
+        tried += [show(record) for record in choose_rates(pool, root, ["lori-s"], rates)]
+        merged = [show(record) for record in choose_weights(pool, root, rates)]
+    weights = {}
+    for record in sorted(merged, key=lambda record: record["mean"]):
+        weights[f"{record['method']} {record['merge']}"] = record["weight"]
+    result = {
+        "base_model": identity(PROFILE.base_model),
+        "seed": SEED,
+        "learning_rates": rates,
+        "merge_weights": dict(sorted(weights.items())),
+        "tried_rates": tried,
+        "tried_weights": merged,
+        "wall_seconds": round(time.monotonic() - started),
+    }
+    path = Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"Wrote {path.name}: {result['learning_rates']} {result['merge_weights']}")
+
+
+if __name__ == "__main__":
+    main()

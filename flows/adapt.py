@@ -1,0 +1,77 @@
+"""Adaptation (paper, section 3): LoRI-D, its mask, LoRI-S, and the baselines, each on one domain."""
+
+from itertools import product
+from typing import Any
+
+from prefect import flow
+
+from flows.study import THREADS, Row, Study, begin, carry_out
+from lori.methods import METHODS
+from lori.recipes import data_config, eval_config, mask_config, train_config
+from tasks.cells import Future, evaluate, extract_mask, prepare_dataset, train_adapter
+
+
+def dataset(study: Study, domain: str) -> Future:
+    """The rows of a domain."""
+    return prepare_dataset(study.cells, data_config(study.profile, domain))
+
+
+def adapter(study: Study, method: str, domain: str, seed: int) -> Future:
+    """One method on one domain, within the mask that it calls for."""
+    return train_adapter(
+        study.cells,
+        train_config(study.profile, method, domain, seed),
+        dataset=dataset(study, domain),
+        mask=mask(study, method, domain, seed),
+    )
+
+
+def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
+    """Where `method` may train, read off the B that another method trained on the same domain; None is everywhere."""
+    source = METHODS[method].mask_from
+    if source is None:
+        return None
+    return extract_mask(study.cells, mask_config(study.profile), adapter=adapter(study, source, domain, seed))
+
+
+def scores(study: Study, adapter: Future, domain: str) -> Future:
+    """An adapter on a domain's test set."""
+    return evaluate(study.cells, eval_config(study.profile, domain), adapter=adapter, dataset=dataset(study, domain))
+
+
+def single_domain(study: Study) -> list[Row]:
+    """The first table: every method on every domain by itself."""
+    profile, rows = study.profile, []
+    for method, domain, seed in product(profile.methods, profile.domains, profile.seeds):
+        trained = adapter(study, method, domain, seed)
+        labels = {"method": method, "domain": domain, "seed": seed}
+        rows.append(Row("single", labels, trained, [scores(study, trained, domain)]))
+    return rows
+
+
+@flow(name="adapt", flow_run_name="adapt-{profile}", task_runner=THREADS)
+def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    methods: list[str] | None = None,
+    rank: int | None = None,
+    sparsity: float | None = None,
+    scope: str | None = None,
+    seeds: list[int] | None = None,
+) -> dict[str, Any]:
+    """Train every method on every domain and score it there. What is left out is the profile's.
+
+    Args:
+        profile: Sizes and defaults, `smoke` or `scale` (lori/recipes.py).
+        base_model: A row of BASE_MODELS (lori/models.py).
+        domains: Rows of DOMAINS (lori/domains.py).
+        methods: Rows of METHODS (lori/methods.py).
+        rank: Rank r of the adapters; α stays 2 r.
+        sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
+        scope: Which entries compete for the mask (lori/masks.py).
+        seeds: One table row is the mean over these.
+    """
+    overrides = {"base_model": base_model, "domains": domains, "methods": methods, "seeds": seeds}
+    study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope)
+    return carry_out(study, single_domain)

@@ -1,0 +1,63 @@
+"""Continual learning (paper, section 3.3): what a safety adapter forgets while it trains on another domain."""
+
+from itertools import product
+from typing import Any
+
+from prefect import flow
+
+from flows.adapt import adapter, dataset, mask, scores
+from flows.study import THREADS, Row, Study, begin, carry_out
+from lori.recipes import train_config
+from tasks.cells import train_adapter
+
+
+def continual_learning(study: Study) -> list[Row]:
+    """The third table: the first domain's score before and after, and the new domain's.
+
+    The second stage keeps A, goes on from B, and trains within the mask of the *new* domain: entries outside it keep
+    what the first stage gave them.
+    """
+    profile, rows = study.profile, []
+    first = profile.continual_first
+    new_domains = [domain for domain in profile.domains if domain != first]
+    for method, domain, seed in product(profile.continual_methods, new_domains, profile.seeds):
+        before = adapter(study, method, first, seed)
+        after = train_adapter(
+            study.cells,
+            train_config(profile, method, domain, seed),
+            dataset=dataset(study, domain),
+            mask=mask(study, method, domain, seed),
+            start_from=before,
+        )
+        labels = {"method": method, "first_domain": first, "new_domain": domain, "seed": seed}
+        measured = [scores(study, before, first), scores(study, after, first), scores(study, after, domain)]
+        rows.append(Row("continual", labels, after, measured))
+    return rows
+
+
+@flow(name="continual", flow_run_name="continual-{profile}", task_runner=THREADS)
+def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    methods: list[str] | None = None,
+    rank: int | None = None,
+    sparsity: float | None = None,
+    scope: str | None = None,
+    seeds: list[int] | None = None,
+) -> dict[str, Any]:
+    """Train on safety, then on each other domain, and score both. What is left out is the profile's.
+
+    Args:
+        profile: Sizes and defaults, `smoke` or `scale` (lori/recipes.py).
+        base_model: A row of BASE_MODELS (lori/models.py).
+        domains: Rows of DOMAINS (lori/domains.py), safety among them.
+        methods: Rows of METHODS (lori/methods.py) that go on training.
+        rank: Rank r of the adapters; α stays 2 r.
+        sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
+        scope: Which entries compete for the mask (lori/masks.py).
+        seeds: One table row is the mean over these.
+    """
+    overrides = {"base_model": base_model, "domains": domains, "continual_methods": methods, "seeds": seeds}
+    study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope)
+    return carry_out(study, continual_learning)

@@ -1,0 +1,51 @@
+"""The whole paper in one flow: adaptation, merging and continual learning share every cell that they can."""
+
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
+from typing import Any
+
+from prefect import flow
+
+from flows.adapt import single_domain
+from flows.continual import continual_learning
+from flows.merge import merging
+from flows.study import THREADS, begin, carry_out
+
+
+@flow(name="lori", flow_run_name="paper-{profile}", task_runner=THREADS)
+def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    methods: list[str] | None = None,
+    merge_methods: list[str] | None = None,
+    rank: int | None = None,
+    sparsity: float | None = None,
+    scope: str | None = None,
+    seeds: list[int] | None = None,
+) -> dict[str, Any]:
+    """Every table of the paper. What is left out is the profile's.
+
+    Args:
+        profile: Sizes and defaults, `smoke` or `scale` (lori/recipes.py).
+        base_model: A row of BASE_MODELS (lori/models.py).
+        domains: Rows of DOMAINS (lori/domains.py).
+        methods: Rows of METHODS (lori/methods.py).
+        merge_methods: Rows of MERGE_METHODS (lori/merging.py).
+        rank: Rank r of the adapters; α stays 2 r.
+        sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
+        scope: Which entries compete for the mask (lori/masks.py).
+        seeds: One table row is the mean over these.
+    """
+    overrides = {"base_model": base_model, "domains": domains, "methods": methods, "merge_methods": merge_methods}
+    study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
+    return carry_out(study, single_domain, merging, continual_learning)
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(full_paper)

@@ -1,0 +1,53 @@
+"""Merging (paper, section 3.2): the adapters of all domains become one, which is scored on every domain."""
+
+from itertools import product
+from typing import Any
+
+from prefect import flow
+
+from flows.adapt import adapter, scores
+from flows.study import THREADS, Row, Study, begin, carry_out
+from lori.recipes import merge_config
+from tasks.cells import merge_adapters
+
+
+def merging(study: Study) -> list[Row]:
+    """The second table: every merge of every method's adapters, on every domain."""
+    profile, rows = study.profile, []
+    for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
+        config = merge_config(profile, method, merge_method, seed)
+        adapters = [adapter(study, method, domain, seed) for domain in profile.domains]
+        merged = merge_adapters(study.cells, config, method=method, adapters=adapters)
+        labels = {"method": method, "merge": merge_method, "weights": config.weights, "seed": seed}
+        rows.append(Row("merging", labels, merged, [scores(study, merged, domain) for domain in profile.domains]))
+    return rows
+
+
+@flow(name="merge", flow_run_name="merge-{profile}", task_runner=THREADS)
+def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    methods: list[str] | None = None,
+    merge_methods: list[str] | None = None,
+    rank: int | None = None,
+    sparsity: float | None = None,
+    scope: str | None = None,
+    seeds: list[int] | None = None,
+) -> dict[str, Any]:
+    """Merge the adapters of all domains and score each merge on all of them. What is left out is the profile's.
+
+    Args:
+        profile: Sizes and defaults, `smoke` or `scale` (lori/recipes.py).
+        base_model: A row of BASE_MODELS (lori/models.py).
+        domains: Rows of DOMAINS (lori/domains.py).
+        methods: Rows of METHODS (lori/methods.py) whose adapters are merged.
+        merge_methods: Rows of MERGE_METHODS (lori/merging.py).
+        rank: Rank r of the adapters; α stays 2 r.
+        sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
+        scope: Which entries compete for the mask (lori/masks.py).
+        seeds: One table row is the mean over these.
+    """
+    overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
+    study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
+    return carry_out(study, merging)

@@ -1,0 +1,119 @@
+"""Server processes that live and die with this one: free ports, logs, health, and nothing left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+LOCALHOST = "127.0.0.1"
+START_SECONDS = 180
+STOP_SECONDS = 15
+LOG_LINES = 15
+
+
+class StackError(RuntimeError):
+    """Something outside this program is in the way; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process in a session of its own, and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def choose_port(variable: str) -> int:
+    """The port that the environment variable asks for, else a free one.
+
+    Raises:
+        StackError: if the port that was asked for is taken.
+    """
+    asked = os.environ.get(variable)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCALHOST, int(asked or 0)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise StackError(f"{variable}={asked} cannot be used ({error}): free it or unset {variable}.") from error
+        return probe.getsockname()[1]
+
+
+def start(name: str, command: Sequence[str], *, log_dir: Path, cwd: Path, env: Mapping[str, str]) -> Service:
+    """Start `command`, its output in `log_dir/<name>.log`."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log = log_dir / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            # A parent that ignores SIGINT (a job in the background of a script) would have its children ignore it,
+            # and Prefect's worker turns SIGTERM into SIGINT
+            ["env", "--default-signal=INT", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+    return Service(name, process, log)
+
+
+def wait_until_healthy(service: Service, url: str) -> None:
+    """Wait until `url` answers.
+
+    Raises:
+        StackError: if the process ends, or START_SECONDS pass.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        check_alive([service])
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise StackError(f"{service.name} did not answer at {url} within {START_SECONDS} s.{_log_end(service)}")
+
+
+def check_alive(services: Sequence[Service]) -> None:
+    """Raises:
+    StackError: if one of `services` has ended.
+    """
+    for service in services:
+        if (code := service.process.poll()) is not None:
+            raise StackError(f"{service.name} ended with exit code {code}.{_log_end(service)}")
+
+
+def _log_end(service: Service) -> str:
+    lines = service.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([f" The end of {service.log}:", *lines])
+
+
+def stop(service: Service) -> None:
+    """End a service with all its descendants: politely, then not."""
+    try:
+        family = psutil.Process(service.process.pid).children(recursive=True)  # a flow run has a session of its own
+    except psutil.NoSuchProcess:
+        family = []
+    _signal_group(service, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        service.process.wait(STOP_SECONDS)
+    _signal_group(service, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=1)
+    for process in alive:
+        process.kill()
+    service.process.wait()
+
+
+def _signal_group(service: Service, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it is gone with all of its group
+        os.killpg(service.process.pid, number)

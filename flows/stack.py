@@ -1,0 +1,226 @@
+"""The whole paper on one machine: an MLflow server, a Prefect server and a worker, started and stopped together.
+
+`python -m flows.stack paper` runs the deployment `lori/full-paper` and stops everything again; `python -m flows.stack
+serve` leaves everything running until Ctrl-C, and `paper` then uses that. All state is in `.lori/` (`LORI_DIR`).
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from flows.services import LOCALHOST, Service, StackError, check_alive, choose_port, start, stop, wait_until_healthy
+from tasks.steps import state_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+WORK_POOL = "lori-cpu"
+MIN_FREE_GB = 2
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "LORI_EXECUTOR": "pool",
+    "PREFECT_LOGGING_COLORS": "false",
+    "PREFECT_LOGGING_LOG_PRINTS": "true",  # the lines that a flow prints are its progress
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a stack answers."""
+
+    prefect: str
+    mlflow: str
+
+
+def environment(addresses: Addresses) -> dict[str, str]:
+    """What the services and everything that talks to them run with; nothing of the user's own Prefect is touched."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    bin_dir = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        **SETTINGS,
+        "PATH": os.pathsep.join([bin_dir, os.environ["PATH"]]),
+        "LORI_DIR": str(state_dir()),
+        "LORI_HOME": str(ROOT),
+        "MLFLOW_TRACKING_URI": addresses.mlflow,
+        "PREFECT_API_URL": f"{addresses.prefect}/api",
+        "PREFECT_HOME": str(state_dir() / "prefect"),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state_dir() / "results"),
+    }
+
+
+@contextmanager
+def the_only_one() -> Iterator[IO[str]]:
+    """Hold `.lori/stack.json` as long as this stack runs; the kernel lets go of it when the process ends.
+
+    Raises:
+        StackError: if another stack holds it.
+    """
+    with _open_state() as file:
+        if not _lock(file):
+            raise StackError(f"Another `paper` or `serve` is running with {state_dir()}: wait for it, or stop it.")
+        file.truncate(0)
+        yield file
+
+
+def running_stack() -> Addresses | None:
+    """Where a `serve` with this state directory answers, None if there is none."""
+    with _open_state() as file:
+        text = file.read()
+        return Addresses(**json.loads(text)) if not _lock(file) and text else None
+
+
+def _open_state() -> IO[str]:
+    state_dir().mkdir(parents=True, exist_ok=True)
+    file = (state_dir() / "stack.json").open("a+")
+    file.seek(0)
+    return file
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def started() -> Iterator[tuple[Addresses, list[Service]]]:
+    """Both servers and a worker, with the deployments of prefect.yaml; all ended again, however this is left.
+
+    Raises:
+        StackError: if there is no room on the disk, a port is taken, or a service does not start.
+    """
+    _check_disk()
+    ports = choose_port("LORI_PREFECT_PORT"), choose_port("LORI_MLFLOW_PORT")
+    addresses = Addresses(*(f"http://{LOCALHOST}:{port}" for port in ports))
+    env, running = environment(addresses), []
+    (state_dir() / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent
+    with ExitStack() as cleanup:
+
+        def begin(name: str, *command: str) -> Service:
+            service = start(name, command, log_dir=state_dir() / "logs", cwd=state_dir(), env=env)
+            cleanup.callback(stop, service)
+            running.append(service)
+            return service
+
+        say("Starting an MLflow server and a Prefect server …")
+        mlflow = begin("mlflow", "bash", str(ROOT / "mlflow/start.sh"), str(ports[1]), str(state_dir() / "mlflow"))
+        prefect = begin("prefect", *PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(ports[0]))
+        wait_until_healthy(prefect, f"{addresses.prefect}/api/health")
+        _deploy(env)
+        begin("worker", *PREFECT, "worker", "start", "--pool", WORK_POOL, "--name", "local")
+        wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
+        yield addresses, running
+        say("Stopping the servers and the worker …")
+
+
+def _check_disk() -> None:
+    state_dir().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(state_dir()).free / 1e9
+    if free < MIN_FREE_GB:
+        raise StackError(
+            f"{free:.1f} GB are free at {state_dir()}, {MIN_FREE_GB} are needed: make room or set LORI_DIR."
+        )
+
+
+def _deploy(env: dict[str, str]) -> None:
+    # LORI_HOME is unset, or its value would be written into the deployments: each worker fills in its own
+    unset = {name: value for name, value in env.items() if name != "LORI_HOME"}
+    for command in (["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+        done = subprocess.run([*PREFECT, *command], cwd=ROOT, env=unset, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StackError(f"`prefect {' '.join(command)}` failed:\n{done.stdout}{done.stderr}")
+
+
+def paper(params: Sequence[str]) -> int:
+    """Run `lori/full-paper` and watch it; the exit code is 0 if it completed."""
+    if addresses := running_stack():
+        say(f"Using the running servers (state in {state_dir()}).")
+        return watch(addresses, [], params)
+    with the_only_one(), started() as (addresses, services):
+        code = watch(addresses, services, params)
+        say_links(addresses)
+        say("`make serve` starts the servers again, with the same data.")
+        return code
+
+
+def watch(addresses: Addresses, services: Sequence[Service], params: Sequence[str]) -> int:
+    """`prefect deployment run --watch`, as long as all `services` live."""
+    arguments = [argument for param in params for argument in ("-p", param)]
+    command = [*PREFECT, "deployment", "run", "lori/full-paper", "--watch", *arguments]
+    env = environment(addresses)
+    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    try:
+        while process.poll() is None:
+            check_alive(services)
+            time.sleep(0.5)
+        return process.returncode
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve(_: Sequence[str]) -> int:
+    """Leave everything running until Ctrl-C."""
+    with the_only_one() as state, started() as (addresses, services):
+        state.write(json.dumps(asdict(addresses)))
+        state.flush()
+        say_links(addresses)
+        say("Run the paper, in another terminal:  make paper")
+        say(f"Any deployment:  PREFECT_API_URL={addresses.prefect}/api prefect deployment run lori/full-paper --watch")
+        say("Ctrl-C stops everything.")
+        while True:
+            check_alive(services)
+            time.sleep(1)
+
+
+def say(line: str) -> None:
+    """A line for the user, at once."""
+    print(line, flush=True)
+
+
+def say_links(addresses: Addresses) -> None:
+    """Where to look."""
+    say(f"Prefect: {addresses.prefect}/runs")
+    say(f"MLflow:  {addresses.mlflow}/#/experiments?workflowType=machine_learning")
+
+
+COMMANDS = {"paper": paper, "serve": serve}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="LoRI's experiments with servers of their own.")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--profile", default="scale", help="smoke or scale (default)")
+    parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="as in `prefect`")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        sys.exit(COMMANDS[options.command]([f"profile={options.profile}", *options.param]))
+    except StackError as error:
+        sys.exit(f"lori: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: everything is stopped. What was computed stays.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What every flow shares: checked parameters, the cells it asks for, their progress, and the report at the end."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from lori import recipes
+from lori.config import Handle
+from tasks import report, tracking
+from tasks.cells import Cells, Future, to_handle
+from tasks.executors import check_executor, interruptible
+from tasks.steps import local_runtime
+
+# Threads that only wait: how much is computed at once is the executor's business
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+
+
+class CellsFailed(RuntimeError):
+    """Some cells have no result; the report has the others."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One flow run: what it is about, and what it has asked for so far."""
+
+    profile: recipes.Profile
+    cells: Cells = field(default_factory=Cells)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table of the paper, before its numbers are there: an adapter and its scores."""
+
+    table: str
+    labels: Mapping[str, Any]
+    adapter: Future
+    scores: list[Future]
+
+
+@dataclass
+class Progress:
+    """How the cells of a study ended."""
+
+    computed: int = 0
+    cached: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def begin(profile: str, **overrides: Any) -> Study:
+    """A study of `profile` with what `overrides` changes, checked before any time is spent.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones. TrackingUnavailable: if MLflow cannot be reached.
+    """
+    check_executor()
+    study = Study(recipes.profile(profile, **overrides))
+    tracking.ensure_store(local_runtime().tracking_uri)
+    return study
+
+
+def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> dict[str, Any]:
+    """Ask for the cells of all stages at once, wait for them, and publish the tables of what succeeded.
+
+    Raises:
+        CellsFailed: if a cell failed; the others were computed and the report is written.
+    """
+    started = time.monotonic()
+    with interruptible():
+        rows = [row for stage in stages for row in stage(study)]
+        progress = _follow(study.cells)
+    _publish(study, rows, seconds=time.monotonic() - started)
+    print(_summary(progress, seconds=time.monotonic() - started))
+    if progress.failed:
+        reasons = "; ".join(f"{title}: {reason}" for title, reason in progress.failed.items())
+        raise CellsFailed(f"{_num_failed(progress)} {reasons}")
+    return {"computed": progress.computed, "cached": progress.cached}
+
+
+def _follow(cells: Cells) -> Progress:
+    """Wait for every cell and print a line for each."""
+    progress = Progress()
+    for num_done, future in enumerate(as_completed(list(cells.titles)), start=1):
+        future.wait()  # as_completed yields before the future knows its final state
+        outcome = _outcome(cells, future, progress)
+        print(f"[{num_done}/{len(cells.titles)}] {cells.titles[future]}  {outcome}", flush=True)
+    return progress
+
+
+def _outcome(cells: Cells, future: Future, progress: Progress) -> str:
+    """Count how a cell ended, and say it."""
+    state = future.state
+    if state.is_pending():
+        progress.skipped += 1
+        return "not started: a cell that it needs failed"
+    if not state.is_completed():
+        error = state.result(raise_on_failure=False)
+        progress.failed[cells.titles[future]] = str(error)
+        return "\n".join([f"FAILED  {error}", *getattr(error, "__notes__", [])])  # the note is its traceback
+    if state.name == "Cached":
+        progress.cached += 1
+        return "cached"
+    progress.computed += 1
+    return f"{future.result()['seconds']:.1f} s"
+
+
+def _num_failed(progress: Progress) -> str:
+    return f"{len(progress.failed)} cells failed and {progress.skipped} that need them did not start."
+
+
+def _summary(progress: Progress, *, seconds: float) -> str:
+    if not progress.computed and not progress.failed:
+        return f"Nothing to do: all {progress.cached} cells cached ({seconds:.0f} s)."
+    failed = f" {_num_failed(progress)}" if progress.failed else ""
+    return f"{progress.computed} computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
+
+
+def _publish(study: Study, rows: list[Row], *, seconds: float) -> None:
+    """Write the report to MLflow, and leave it and a link to MLflow as artifacts of the flow run."""
+    finished = [cell for row in rows for cell in _finished(row)]
+    if not finished:
+        return
+    settings = {**asdict(study.profile), "wall_seconds": seconds}
+    handle, markdown = write_report(finished, settings)
+    runtime = local_runtime()
+    key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
+    create_markdown_artifact(markdown, key=key, description="The tables of the paper")
+    if url := tracking.run_url(runtime, handle.run_id):
+        create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
+        print(f"MLflow: {url}")
+    print(f"Report: {tracking.fetch(runtime, handle) / 'index.html'}")
+
+
+def _finished(row: Row) -> Iterator[report.Cell]:
+    if all(future.state.is_completed() for future in (row.adapter, *row.scores)):
+        adapter, *scores = [to_handle(future.result()) for future in (row.adapter, *row.scores)]
+        yield report.Cell(row.table, row.labels, adapter, scores)
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+def write_report(cells: list[report.Cell], settings: Mapping[str, Any]) -> tuple[Handle, str]:
+    """The tables, from handles alone. Not cached: it says when it was made and how long that took."""
+    runtime = local_runtime()
+    return report.write_report(cells, settings=settings, runtime=runtime, experiment=runtime.experiment)

@@ -1,0 +1,134 @@
+"""What a result is (frozen configs), what points at it (`Handle`), and where it runs (`Runtime`).
+
+Configs hold names and numbers only: everything that can change a result is a field here and therefore part of its
+key. `Runtime` holds what may differ between two machines that compute the same thing; it is in no key.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+KEY_LENGTH = 32  # hex digits: 128 bits, and still readable in a table
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The rows of one domain. `suite` says which world they come from: `miniature` is the scale model's own."""
+
+    suite: str
+    domain: str
+    num_train: int
+    num_validation: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `num_epochs` and the summed-token loss are the paper's (appendix, hyper-parameters)."""
+
+    base_model: str
+    method: str
+    domain: str
+    rank: int
+    alpha: int
+    learning_rate: float
+    num_epochs: int
+    batch_size: int
+    max_length: int
+    max_prompt_length: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which entries of B may train: `sparsity` is the share of zeros, `scope` names the entries that compete."""
+
+    sparsity: float
+    scope: str
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How adapters become one. `density` is PEFT's word: the share kept by magnitude, ties and dare. dare draws."""
+
+    base_model: str
+    method: str
+    weights: tuple[float, ...]
+    density: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One benchmark. `num_samples` completions a prompt; greedy where `temperature` is 0.
+
+    `batch_size` is identity, not place: which prompts are drawn together decides what sampling draws.
+    """
+
+    domain: str
+    split: str
+    num_samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A result that lies in MLflow: small enough for a cache record, with what is needed to fetch and check the bytes.
+
+    `kind` is dataset, adapter, mask, scores or report; `uri` is an MLflow URI (`models:/…` or `runs:/…`); `sha256` is
+    the digest of the files under it; `metrics` are the headline numbers; `config` the flattened config that made it.
+    """
+
+    kind: str
+    key: str
+    name: str
+    run_id: str
+    uri: str
+    sha256: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a result is computed. Never part of a key."""
+
+    tracking_uri: str
+    cache_dir: str
+    experiment: str
+    device: str = "cpu"
+
+
+def canonical(value: Any) -> Any:
+    """Plain JSON data for `value`: a `Handle` is its key, a dataclass its fields.
+
+    Raises:
+        TypeError: for anything else that has no stable text, such as a set or a path.
+    """
+    if isinstance(value, Handle):
+        return value.key
+    if hasattr(value, "__dataclass_fields__"):
+        return canonical(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): canonical(item) for name, item in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{type(value).__name__} has no stable key: pass names, numbers, configs or handles.")
+
+
+def step_key(step: str, version: int, config: Any, inputs: Mapping[str, Any]) -> str:
+    """The one identity of a result: Prefect's cache key, MLflow's `lori.key` and the cache's file name.
+
+    `version` is the step's results version, raised when its numbers change; `inputs` are the handles it reads.
+    """
+    document = {"step": step, "version": version, "config": canonical(config), "inputs": canonical(inputs)}
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return f"{step}-v{version}-{digest[:KEY_LENGTH]}"

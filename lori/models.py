@@ -1,0 +1,72 @@
+"""Base models: one row each, and how to load one."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+SCALE_MODEL_DIR = Path(__file__).parent / "scale_model"
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where the weights lie, and what LoRI needs to know of them.
+
+    `suite` names the world that its domains are drawn from; `projections` are the linears that get an adapter.
+    """
+
+    source: str
+    suite: str
+    projections: tuple[str, ...]
+
+
+BASE_MODELS = {"scale": BaseModel(str(SCALE_MODEL_DIR), suite="miniature", projections=LLAMA_PROJECTIONS)}
+
+
+def base_model(identity: str) -> BaseModel:
+    """The row of `BASE_MODELS` for `name` or `name@revision`.
+
+    Raises:
+        ValueError: if no row has that name, or the row has another revision than the one asked for.
+    """
+    name, _, revision = identity.partition("@")
+    if name not in BASE_MODELS:
+        raise ValueError(f"Unknown base model {name!r}. Known: {', '.join(BASE_MODELS)} (lori/models.py).")
+    if revision not in ("", _revision(BASE_MODELS[name])):
+        raise ValueError(f"Base model {name!r} is at another revision here than {revision}: check that one out.")
+    return BASE_MODELS[name]
+
+
+def _revision(row: BaseModel) -> str:
+    """12 hex digits that stand for the shipped weights and tokenizer, from the digests in their recipe."""
+    digests = json.loads((Path(row.source) / "recipe.json").read_text())["sha256"]
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identity(name: str) -> str:
+    """`name@revision`: what a config calls a base model, so that other weights are another key."""
+    return f"{name}@{_revision(base_model(name))}"
+
+
+def load_base(name: str, device: str = "cpu") -> PreTrainedModel:
+    """The base model in fp32, in eval mode, with nothing trainable."""
+    source = base_model(name).source
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, device_map=device)
+    return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; prompts are padded on the left, as generation needs it."""
+    return AutoTokenizer.from_pretrained(base_model(name).source, padding_side="left")
+
+
+def pad_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The ids of the padding and the end token."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    assert isinstance(pad, int)
+    assert isinstance(eos, int)
+    return pad, eos

@@ -1,0 +1,176 @@
+"""The numbers: hyper-parameters of every cell, and which cells a profile has. Nothing else decides a result.
+
+The scale model follows the paper where size does not forbid it: AdamW at a constant rate, α = 2 r, its epochs, its
+clipping and loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
+from lori.domains import DOMAINS, domain
+from lori.masks import check_mask_config
+from lori.merging import check_merge_config
+from lori.methods import method
+from lori.models import base_model, identity
+
+ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
+DENSITY = 0.7  # of magnitude, ties and dare
+# Chosen on the validation split, the same number of candidates for every method: benchmarks/learning_rates.py
+LEARNING_RATES = {"base": 0.0, "full": 1e-3, "lora": 3e-3, "dora": 3e-3, "lori-d": 5e-3, "lori-s": 2e-2}
+# Likewise, one weight for all adapters of a merge: benchmarks/merge_weights.py
+MERGE_WEIGHTS = {"full": 0.5, "lora": 0.6, "dora": 0.5, "lori-d": 0.6, "lori-s": 0.5}
+MAX_NEW_TOKENS = {"nlu": 16, "math": 48, "code": 40, "safety": 32}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cells of one run of the whole paper. Sizes are rows per domain."""
+
+    name: str
+    base_model: str
+    domains: tuple[str, ...]
+    methods: tuple[str, ...]
+    merged: tuple[str, ...]
+    merge_methods: tuple[str, ...]
+    continual_methods: tuple[str, ...]
+    continual_first: str
+    seeds: tuple[int, ...]
+    rank: int
+    sparsity: float
+    scope: str
+    batch_size: int
+    eval_batch_size: int
+    num_steps: int
+    num_validation: int
+    num_test: int
+
+
+SCALE = Profile(
+    name="scale",
+    base_model="scale",
+    domains=("nlu", "math", "code", "safety"),
+    methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
+    merged=("lora", "lori-d", "lori-s"),
+    merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
+    continual_methods=("lora", "lori-d", "lori-s"),
+    continual_first="safety",
+    seeds=(0,),
+    rank=6,
+    sparsity=0.9,
+    scope="model",
+    batch_size=16,
+    eval_batch_size=300,
+    num_steps=100,
+    num_validation=150,
+    num_test=300,
+)
+PROFILES = {
+    "scale": SCALE,
+    # Every kind of stage and every method once, with too few steps to mean anything
+    "smoke": replace(
+        SCALE,
+        name="smoke",
+        domains=("nlu", "safety"),
+        merged=("lora", "dora", "lori-s"),
+        merge_methods=("concat", "ties"),
+        continual_methods=("lori-s",),
+        num_steps=4,
+        num_validation=8,
+        num_test=12,
+    ),
+}
+
+
+def profile(name: str, **overrides: Any) -> Profile:
+    """The profile of that name with the fields that `overrides` gives; those that are None stay as they are.
+
+    Raises:
+        ValueError: for an unknown profile, base model, domain, method, merge method or scope, with the known ones.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/recipes.py).")
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items() if v is not None}
+    changed = replace(PROFILES[name], **given)
+    if "domains" in given or "methods" in given:
+        changed = _narrowed(changed)
+    return _checked(changed)
+
+
+def _narrowed(changed: Profile) -> Profile:
+    """Without the merges and continual cells of methods that are not asked for, nor of a domain that is missing."""
+    return replace(
+        changed,
+        merged=tuple(m for m in changed.merged if m in changed.methods) if len(changed.domains) > 1 else (),
+        continual_methods=tuple(m for m in changed.continual_methods if m in changed.methods)
+        if changed.continual_first in changed.domains
+        else (),
+    )
+
+
+def _checked(changed: Profile) -> Profile:
+    base_model(changed.base_model)
+    for name in changed.domains:
+        domain(name)
+    for name in (*changed.methods, *changed.merged, *changed.continual_methods):
+        method(name)
+    check_mask_config(mask_config(changed))
+    for merge_method in changed.merge_methods:
+        check_merge_config(MergeConfig("", merge_method, (), DENSITY, 0), num_adapters=0)
+    if changed.rank < 1:
+        raise ValueError(f"rank is at least 1, not {changed.rank}.")
+    return changed
+
+
+def data_config(profile: Profile, domain_name: str) -> DataConfig:
+    """Rows for `num_steps` steps over the paper's number of epochs, and the splits that are scored."""
+    return DataConfig(
+        suite=base_model(profile.base_model).suite,
+        domain=domain_name,
+        num_train=profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs,
+        num_validation=profile.num_validation,
+        num_test=profile.num_test,
+    )
+
+
+def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
+    """The training of one adapter; in continual learning of the second domain as well."""
+    return TrainConfig(
+        base_model=identity(profile.base_model),
+        method=method_name,
+        domain=domain_name,
+        rank=profile.rank,
+        alpha=ALPHA_PER_RANK * profile.rank,
+        learning_rate=LEARNING_RATES[method_name],
+        num_epochs=DOMAINS[domain_name].num_epochs,
+        batch_size=profile.batch_size,
+        max_length=160,
+        max_prompt_length=112,
+        seed=seed,
+    )
+
+
+def mask_config(profile: Profile) -> MaskConfig:
+    """The paper's mask, unless the profile says otherwise."""
+    return MaskConfig(sparsity=profile.sparsity, scope=profile.scope)
+
+
+def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
+    """All domains' adapters of one method, equally weighted."""
+    weights = (MERGE_WEIGHTS[method_name],) * len(profile.domains)
+    return MergeConfig(identity(profile.base_model), merge_method, weights, DENSITY, seed)
+
+
+def eval_config(profile: Profile, domain_name: str, split: str = "test") -> EvalConfig:
+    """How a domain is scored."""
+    row = DOMAINS[domain_name]
+    return EvalConfig(
+        domain=domain_name,
+        split=split,
+        num_samples=row.num_samples,
+        temperature=row.temperature,
+        top_p=row.top_p,
+        max_new_tokens=MAX_NEW_TOKENS[domain_name],
+        batch_size=profile.eval_batch_size,
+        seed=0,
+    )

@@ -1,0 +1,3 @@
+"""The embedded base model: a world, four domains about it, and a small Llama that was pretrained on it."""
+
+from lori.scale_model.miniature import rows as rows

@@ -1,0 +1,212 @@
+"""Make the scale model from nothing: corpus, tokenizer, pretraining, files. `python -m lori.scale_model.pretrain`.
+
+Two processes with one thread each share every batch (gloo); the number of steps is fixed, so the same seed, library
+versions and processor type give the same weights, to the byte. `recipe.json` says what the shipped weights came from.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import math
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lori.scale_model.corpus import documents
+from lori.scale_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
+
+OUTPUT_DIR = Path(__file__).parent
+NUM_PROCESSES = 2
+NUM_WARMUP_STEPS = 100
+FINAL_LEARNING_RATE = 0.02  # of the peak, at the end of a cosine
+WEIGHT_DECAY = 0.05
+MAX_GRADIENT_NORM = 1.0
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the weights. A batch is `rows_per_process` rows of `row_length` tokens in each process."""
+
+    seed: int = 0
+    num_steps: int = 5000
+    rows_per_process: int = 12
+    row_length: int = 128
+    learning_rate: float = 3e-3
+    num_tokenizer_documents: int = 30_000
+    hidden_size: int = 160
+    intermediate_size: int = 432
+    num_layers: int = 4
+    num_heads: int = 5
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the whole run, each seen once."""
+        return self.num_steps * NUM_PROCESSES * self.rows_per_process * self.row_length
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Int[np.ndarray, " token"]:
+    """The corpus as one row of ids, every document between <s> and </s>, cut at `recipe.num_tokens`."""
+    ids: list[int] = []
+    corpus = documents(recipe.seed)
+    while len(ids) < recipe.num_tokens:
+        for document in tokenizer(list(islice(corpus, 10_000)))["input_ids"]:
+            ids += [*document, EOS_ID]
+    return np.asarray(ids[: recipe.num_tokens], dtype=np.int16)
+
+
+def new_model(recipe: Recipe, vocabulary_size: int) -> LlamaForCausalLM:
+    """An untrained model of the recipe's size."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    return LlamaForCausalLM(config)
+
+
+def learning_rate_at(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to `FINAL_LEARNING_RATE`."""
+    done = step / recipe.num_steps
+    cosine = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+    return recipe.learning_rate * min(1.0, (step + 1) / NUM_WARMUP_STEPS) * cosine
+
+
+def train(model: LlamaForCausalLM, rank: int, stream: Int[np.ndarray, " token"], recipe: Recipe) -> float:
+    """All steps of one of the processes; the mean loss of the last 100 steps."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True)
+    losses = []
+    started = time.monotonic()
+    for step, batch in enumerate(_batches(stream, rank, recipe)):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, recipe)
+        loss = _next_token_loss(model, batch)
+        loss.backward()
+        _average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if rank == 0 and (step + 1) % 100 == 0:
+            speed = (step + 1) * recipe.num_tokens / recipe.num_steps / (time.monotonic() - started)
+            print(
+                f"step {step + 1}/{recipe.num_steps}  loss {np.mean(losses[-100:]):.4f}  {speed:.0f} tokens/s",
+                flush=True,
+            )
+    return float(np.mean(losses[-100:]))
+
+
+def _batches(stream: Int[np.ndarray, " token"], rank: int, recipe: Recipe) -> Iterator[Int[Tensor, "row token"]]:
+    rows = stream.reshape(recipe.num_steps, NUM_PROCESSES, recipe.rows_per_process, recipe.row_length)
+    for step in range(recipe.num_steps):
+        yield torch.from_numpy(rows[step, rank].astype(np.int64))
+
+
+def _next_token_loss(model: LlamaForCausalLM, batch: Int[Tensor, "row token"]) -> Float[Tensor, ""]:
+    logits = model(input_ids=batch, use_cache=False).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+
+
+def _average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.view(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= NUM_PROCESSES
+    for gradient, averaged in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
+
+
+def _process(rank: int, recipe: Recipe, work_dir: str) -> None:
+    """One of the processes; it dies with its parent."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    # A file to meet at, not a port: two runs on one machine cannot get in each other's way.
+    dist.init_process_group("gloo", init_method=f"file://{work_dir}/meeting", rank=rank, world_size=NUM_PROCESSES)
+    model = new_model(recipe, len(PreTrainedTokenizerFast.from_pretrained(work_dir)))
+    final_loss = train(model, rank, np.load(f"{work_dir}/stream.npy", mmap_mode="r"), recipe)
+    if rank == 0:
+        model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
+        model.save_pretrained(work_dir)
+        Path(work_dir, "loss.json").write_text(json.dumps(final_loss))
+    dist.destroy_process_group()
+
+
+def pretrain(recipe: Recipe, output_dir: Path) -> None:
+    """Write model, tokenizer and `recipe.json` to `output_dir`: all of them, or none if anything fails."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lori-pretrain-") as work_dir:
+        tokenizer = train_tokenizer(islice(documents(recipe.seed), recipe.num_tokenizer_documents))
+        tokenizer.save_pretrained(work_dir)
+        np.save(f"{work_dir}/stream.npy", token_stream(tokenizer, recipe))
+        print(f"{recipe.num_tokens} tokens, made in {time.monotonic() - started:.0f} s", flush=True)
+        torch.multiprocessing.spawn(_process, (recipe, work_dir), nprocs=NUM_PROCESSES)
+        _write_record(recipe, Path(work_dir), wall_seconds=time.monotonic() - started)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name in SHIPPED:
+            (output_dir / name).write_bytes(Path(work_dir, name).read_bytes())
+
+
+SHIPPED = (
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "recipe.json",
+)  # fmt: skip
+
+
+def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> None:
+    record = {
+        "sha256": {name: file_digest(work_dir / name) for name in ("model.safetensors", "tokenizer.json")},
+        "recipe": asdict(recipe),
+        "num_tokens": recipe.num_tokens,
+        "final_loss": round(json.loads((work_dir / "loss.json").read_text()), 4),
+        "wall_seconds": round(wall_seconds),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    (work_dir / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """The command line: where to write, and nothing that could change the weights."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="default: where the shipped model lies")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pretrain(Recipe(), parser.parse_args().output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""A cell is one result that a flow run asks for: a cached Prefect task around one job.
+
+The cache key is the job's key, so that Prefect, MLflow and the local cache name a result alike. A cached handle is
+believed only if its artifact is still there; two runs that want the same cell at the same time compute it once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.locking.protocol import LockManager
+from prefect.results import ResultStore
+from prefect.transactions import IsolationLevel
+
+from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, TrainConfig
+from tasks import tracking
+from tasks.executors import execute
+from tasks.locks import FlockLocks
+from tasks.steps import STEPS, Job, JobCrashed, job_key, local_runtime
+
+Future = PrefectFuture[dict[str, Any]]
+RETRY_SECONDS = [1.0, 10.0]  # after the first and the second crash
+
+
+@dataclass
+class Cells:
+    """What one flow run asked for. Asked for twice, a cell is the same future.
+
+    `titles` and `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`.
+    """
+
+    futures: dict[tuple[Any, ...], Future] = field(default_factory=dict)
+    titles: dict[Future, str] = field(default_factory=dict)
+    names: dict[Future, str] = field(default_factory=dict)
+
+
+def prepare_dataset(cells: Cells, config: DataConfig) -> Future:
+    """The rows of a domain."""
+    return _ask(cells, "dataset", config.domain, config)
+
+
+def train_adapter(
+    cells: Cells, config: TrainConfig, *, dataset: Future, mask: Future | None = None, start_from: Future | None = None
+) -> Future:
+    """One adapter; within `mask` if the method wants one, from another adapter on in continual learning."""
+    first = f"{cells.names[start_from]} → " if start_from else ""
+    name = f"{first}{config.method} {config.domain}  seed {config.seed}"
+    return _ask(cells, "train", name, config, dataset=dataset, mask=mask, start_from=start_from)
+
+
+def extract_mask(cells: Cells, config: MaskConfig, *, adapter: Future) -> Future:
+    """The mask that an adapter's B gives."""
+    name = f"{cells.names[adapter]}  sparsity {config.sparsity:g} {config.scope}"
+    return _ask(cells, "mask", name, config, adapter=adapter)
+
+
+def merge_adapters(cells: Cells, config: MergeConfig, *, method: str, adapters: list[Future]) -> Future:
+    """One adapter of several that `method` trained."""
+    return _ask(cells, "merge", f"{method} {config.method}  seed {config.seed}", config, adapters=adapters)
+
+
+def evaluate(cells: Cells, config: EvalConfig, *, adapter: Future, dataset: Future) -> Future:
+    """The scores of an adapter on a domain."""
+    name = f"{cells.names[adapter]}  on {config.domain}"
+    return _ask(cells, "evaluate", name, config, adapter=adapter, dataset=dataset)
+
+
+def _ask(cells: Cells, step: str, name: str, config: Any, **inputs: Future | list[Future] | None) -> Future:
+    given = {role: value for role, value in inputs.items() if value is not None}
+    asked = (step, config, *((role, tuple(v) if isinstance(v, list) else v) for role, v in given.items()))
+    if asked not in cells.futures:
+        future = TASKS[step].submit(step=step, name=name, config=config, inputs=given)
+        cells.futures[asked], cells.titles[future], cells.names[future] = future, f"{step} {name}", name
+    return cells.futures[asked]
+
+
+def to_handle(record: Mapping[str, Any]) -> Handle:
+    """The handle in a cell's result, which is plain JSON: `{"handle": …, "seconds": …}`."""
+    return Handle(**record["handle"])
+
+
+def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any]) -> Job:
+    handles = {role: [*map(to_handle, v)] if isinstance(v, list) else to_handle(v) for role, v in inputs.items()}
+    return Job(step, name, config, handles, local_runtime())
+
+
+@dataclass
+class CheckedHandle(CachePolicy):
+    """The job's key; if the artifact of its cached handle is gone, the first free `<key>-g<n>`.
+
+    Nothing is deleted, so that it works on any result storage, and what is made again is not taken for `Cached`.
+    """
+
+    isolation_level: Any = IsolationLevel.SERIALIZABLE
+    lock_manager: LockManager | None = field(default_factory=FlockLocks)
+
+    def compute_key(  # the signature is Prefect's
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: object,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
+    ) -> str:
+        """Called by Prefect before it looks into the cache."""
+        job = _job(**inputs)
+        first = name = job_key(job)
+        generation = 0
+        while not _is_usable(task_ctx.result_store, name, job):
+            generation += 1
+            name = f"{first}-g{generation}"
+        return name
+
+
+def _is_usable(store: ResultStore, key: str, job: Job) -> bool:
+    """Whether there is no record under `key`, or one whose artifact can be fetched."""
+    return not store.exists(key) or tracking.is_available(job.runtime, to_handle(store.read(key).result))
+
+
+def _is_crash(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
+    return isinstance(state.data, JobCrashed)
+
+
+@task(
+    task_run_name="{step} {name}",
+    cache_policy=CheckedHandle(),
+    persist_result=True,
+    result_serializer="json",
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=_is_crash,
+)
+def compute(step: str, name: str, config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Have one cell computed; its record."""
+    done = execute(_job(step, name, config, inputs))
+    return {"handle": asdict(done.handle), "seconds": done.seconds}
+
+
+TASKS = {step: compute.with_options(name=step) for step in STEPS}

@@ -1,0 +1,32 @@
+"""Extract the mask of LoRI-S from a LoRI-D adapter."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from lori.config import Handle, MaskConfig, Runtime
+from lori.masks import magnitude_masks, num_kept, read_bs, save_masks
+from tasks import tracking
+
+
+def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
+    """The magnitude mask of `adapter`'s B's, from its files alone."""
+    name = f"mask-{adapter.config['domain']}-s{config.sparsity:g}-{config.scope}"
+    params = {**asdict(config), "domain": adapter.config["domain"], "seed": adapter.config["seed"]}
+    run_id = tracking.open_run(
+        runtime,
+        key,
+        name,
+        experiment=runtime.experiment,
+        tags={"lori.role": "mask", "lori.domain": adapter.config["domain"], "lori.seed": str(adapter.config["seed"])},
+        params=params,
+    )
+    masks = magnitude_masks(read_bs(tracking.fetch(runtime, adapter)), config)
+    with tempfile.TemporaryDirectory() as scratch:
+        save_masks(masks, Path(scratch))
+        uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="mask", name=name, params=params)
+    tracking.link_inputs(runtime, run_id, [adapter])
+    metrics = {"num_kept": float(num_kept(masks)), "num_entries": float(sum(m.numel() for m in masks.values()))}
+    tracking.log_metrics(runtime, run_id, metrics)
+    tracking.close_run(runtime, run_id)
+    return Handle("mask", key, name, run_id, uri, sha256, metrics, params)

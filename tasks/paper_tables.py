@@ -1,0 +1,176 @@
+"""The tables of the paper: which cells make a row, and which of their metrics its columns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lori.config import Handle
+from lori.domains import DOMAINS
+from tasks.tables import Estimate, Table, Value, combine, mean_of
+
+OVER_REFUSAL = "safety/over_refusal_rate"
+REFERENCE = "lora"  # the method whose number of trainable entries is 100 %
+NO_MERGE = "none (an adapter each)"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A result of one seed and its place: `table` is single, merging or continual, `row` says which row and seed.
+
+    `row` has `method` and `seed`, and by table: `domain`; `merge` and `weights`; `first_domain` and `new_domain`.
+    `scores` are of `adapter`; in `continual` also those of the adapter it started from (another run).
+    """
+
+    table: str
+    row: Mapping[str, Any]
+    adapter: Handle
+    scores: Sequence[Handle]
+
+
+Seeds = dict[int, dict[str, float]]  # the metrics of each seed
+
+
+def of_table(cells: Sequence[Cell], table: str) -> list[Cell]:
+    """The cells of one table."""
+    return [cell for cell in cells if cell.table == table]
+
+
+def _group(cells: Sequence[Cell], *labels: str) -> dict[tuple[Any, ...], list[Cell]]:
+    """Cells by the values of `labels`, in the order in which those come first."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.row[label] for label in labels), []).append(cell)
+    return groups
+
+
+def _by_seed(cells: Sequence[Cell], *, of_adapter: bool = True) -> Seeds:
+    """The metrics of a row; without `of_adapter`, of what its adapters started from."""
+    seeds: Seeds = {}
+    for cell in cells:
+        for scores in cell.scores:
+            if (scores.run_id == cell.adapter.run_id) == of_adapter:
+                seeds.setdefault(cell.row["seed"], {}).update(scores.metrics)
+    return seeds
+
+
+def _estimate(seeds: Seeds, metric: str) -> Estimate | None:
+    measured = [metrics for metrics in seeds.values() if metric in metrics]
+    if not measured:
+        return None
+    return combine([m[metric] for m in measured], [m[f"{metric}_se"] for m in measured])
+
+
+def _mean_estimate(seeds: Seeds, metrics: Sequence[str]) -> Estimate | None:
+    """The mean over `metrics`, of the seeds that have them all: means over different domains do not compare."""
+    complete = [found for found in seeds.values() if all(metric in found for metric in metrics)]
+    if not complete:
+        return None
+    means = [mean_of([(found[metric], found[f"{metric}_se"]) for metric in metrics]) for found in complete]
+    return combine([mean for mean, _ in means], [error for _, error in means])
+
+
+def _metric_columns(cells: Sequence[Cell]) -> dict[str, str]:
+    """The headline metric of each domain that was scored, and over-refusal beside safety, with their titles."""
+    found = {name for cell in cells for scores in cell.scores for name in scores.metrics}
+    columns = {domain.headline: f"{domain.title} ↑" for domain in DOMAINS.values() if domain.headline in found}
+    return columns | ({OVER_REFUSAL: "Over-refusal ↓"} if OVER_REFUSAL in found else {})
+
+
+def _num_trainable(cells: Sequence[Cell]) -> int:
+    """Of one adapter, on average: masks of different domains may keep a few entries more on a tie."""
+    return round(sum(cell.adapter.metrics["num_trainable"] for cell in cells) / len(cells))
+
+
+def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
+    """One adapter per domain: a row a method."""
+    metrics, groups = _metric_columns(cells), _group(cells, "method")
+    reference = _num_trainable(groups[REFERENCE,]) if (REFERENCE,) in groups else None
+    rows: list[dict[str, Value]] = []
+    for (method,), group in groups.items():
+        num_trainable, seeds = _num_trainable(group), _by_seed(group)
+        share = f"{num_trainable / reference:.1%}" if reference else None
+        row: dict[str, Value] = {"method": method, "num_trainable": num_trainable, "share": share}
+        rows.append(row | {metric: _estimate(seeds, metric) for metric in metrics})
+    columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s"}
+    return Table("One adapter per domain", columns | metrics, rows)
+
+
+def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
+    """One adapter for all domains: a row a method and merge, under the method's unmerged adapters where known."""
+    metrics = _metric_columns(cells)
+    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
+    single = _group(of_table(all_cells, "single"), "method")
+    rows: list[dict[str, Value]] = []
+    for (method,), of_method in _group(cells, "method").items():
+        merges = {(NO_MERGE, ""): single[method,]} if (method,) in single else {}
+        for (merge, weights), group in {**merges, **_group(of_method, "merge", "weights")}.items():
+            seeds = _by_seed(group)
+            row: dict[str, Value] = {"method": method, "merge": merge, "weights": _weights(weights)}
+            row |= {metric: _estimate(seeds, metric) for metric in metrics}
+            rows.append({**row, "mean": _mean_estimate(seeds, headlines)})
+    columns = {"method": "Method", "merge": "Merge", "weights": "Weights"}
+    return Table("Adapters of all domains merged into one", {**columns, **metrics, "mean": "Mean ↑"}, rows)
+
+
+def _weights(weights: Sequence[float] | str) -> str:
+    return ", ".join(f"{weight:g}" for weight in (weights[:1] if len(set(weights)) == 1 else weights))
+
+
+def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
+    """A first domain, then another: a row a method and pair."""
+    rows: list[dict[str, Value]] = []
+    for (method, first, new), group in _group(cells, "method", "first_domain", "new_domain").items():
+        before, after = _by_seed(group, of_adapter=False), _by_seed(group)
+        kept, headline = DOMAINS[first].headline, DOMAINS[new].headline
+        rows.append(
+            {
+                "method": method,
+                "domains": f"{first} → {new}",
+                "first_before": _estimate(before, kept),
+                "first_after": _estimate(after, kept),
+                "over_refusal_before": _estimate(before, OVER_REFUSAL),
+                "over_refusal_after": _estimate(after, OVER_REFUSAL),
+                "new_after": _estimate(after, headline),
+            }
+        )
+    columns = {
+        "method": "Method",
+        "domains": "Domains",
+        "first_before": "First domain before ↑",
+        "first_after": "after ↑",
+        "over_refusal_before": "Over-refusal before ↓",
+        "over_refusal_after": "after ↓",
+        "new_after": "New domain ↑",
+    }
+    return Table("Continual learning", columns, rows)
+
+
+TABLES: dict[str, Callable[[Sequence[Cell], Sequence[Cell]], Table]] = {
+    "single": single_table,
+    "merging": merging_table,
+    "continual": continual_table,
+}
+
+
+def all_metrics(cells: Sequence[Cell]) -> Table:
+    """Every metric of every cell and seed, one a row, with the runs to look it up in."""
+    labels = list(dict.fromkeys(name for cell in cells for name in cell.row))
+    rows: list[dict[str, Value]] = [
+        {
+            "table": cell.table,
+            **{name: _csv_label(value) for name, value in cell.row.items()},
+            "adapter": cell.adapter.name,
+            "run_id": scores.run_id,
+            "metric": metric,
+            "value": repr(value),
+        }
+        for cell in cells
+        for scores in cell.scores
+        for metric, value in scores.metrics.items()
+    ]
+    names = ["table", *labels, "adapter", "run_id", "metric", "value"]
+    return Table("All metrics", {name: name for name in names}, rows)
+
+
+def _csv_label(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,124 @@
+"""The report: the paper's tables, from handles alone, as Markdown, HTML and CSV in one MLflow run."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from lori.config import Handle, Runtime, canonical, step_key
+from tasks import tracking
+from tasks.paper_tables import TABLES, Cell, all_metrics, of_table
+from tasks.report_html import to_html
+from tasks.tables import Table, Value, to_csv, to_markdown
+
+__all__ = ["Cell", "write_report"]
+
+VERSION = 1
+WALL_SECONDS = "wall_seconds"  # the one setting that is no part of what a report is about
+TRAINING = ("rank", "alpha", "learning_rate", "num_epochs", "batch_size", "max_length")
+FOOTNOTE = """\
+Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
+± is one standard error. For one seed: that of sampling the test questions. For n seeds: √(s²/n + mean of the seeds'
+squared errors) around their mean, s being the standard deviation between seeds (all answer the same questions, so that
+the sampling part does not shrink with n). A mean over domains takes their test sets as independent."""
+
+
+def write_report(
+    cells: Sequence[Cell], *, settings: Mapping[str, Any], runtime: Runtime, experiment: str
+) -> tuple[Handle, str]:
+    """The report of `cells` as a run of its own, and its Markdown.
+
+    The same settings and tables find the same run again and replace its files. `settings` are shown as they are;
+    `wall_seconds` among them is the time of the flow run.
+    """
+    tables = {name: build(of_table(cells, name), cells) for name, build in TABLES.items()}
+    about = {name: value for name, value in canonical(settings).items() if name != WALL_SECONDS}
+    shown = [name for name, table in tables.items() if table.rows]
+    key = step_key("report", VERSION, about, {"tables": shown})
+    tags = {"lori.role": "report"}
+    run_id = tracking.open_run(runtime, key, "report", experiment=experiment, tags=tags, params=about)
+    markdown = _markdown(cells, tables, settings=settings, runtime=runtime)
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_files(Path(scratch), markdown, {**tables, "cells": all_metrics(cells)})
+        uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
+    tracking.close_run(runtime, run_id)
+    return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
+
+
+def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) -> None:
+    (directory / "report.md").write_text(markdown)
+    (directory / "index.html").write_text(to_html(markdown))
+    for name, table in tables.items():
+        (directory / f"{name}.csv").write_text(to_csv(table))
+
+
+def _markdown(
+    cells: Sequence[Cell], tables: Mapping[str, Table], settings: Mapping[str, Any], runtime: Runtime
+) -> str:
+    parts = ["# LoRI: results", _headline(cells, settings)]
+    for table in tables.values():
+        if table.rows:
+            parts += [f"## {table.title}", to_markdown(table)]
+    parts += [
+        FOOTNOTE,
+        "## How it was made",
+        to_markdown(_recipe_table(cells)),
+        to_markdown(_settings_table(settings)),
+    ]
+    return "\n\n".join([*parts, _origin(cells, runtime)]) + "\n"
+
+
+def _headline(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
+    bases = sorted({cell.adapter.config["base_model"] for cell in cells})
+    seeds = sorted({cell.row["seed"] for cell in cells})
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = [f"Base model {_listed(bases)}", f"seeds {_listed(seeds)}", f"written {written}"]
+    if WALL_SECONDS in settings:
+        facts.append(f"wall time of the flow run {_duration(settings[WALL_SECONDS])}")
+    adapters = {cell.adapter.run_id: cell.adapter for cell in cells}.values()
+    trained = sum(adapter.metrics.get("train_seconds", 0.0) for adapter in adapters)
+    return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}."
+
+
+def _recipe_table(cells: Sequence[Cell]) -> Table:
+    """What each method and domain was trained with, read from the adapters themselves."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    for cell in of_table(cells, "single") + of_table(cells, "continual"):
+        config = cell.adapter.config
+        row = {name: str(config[name]) for name in ("method", "domain", *TRAINING)}
+        rows[tuple(row.values())] = dict(row)
+    return Table("Recipe", {name: name for name in ("method", "domain", *TRAINING)}, list(rows.values()))
+
+
+def _settings_table(settings: Mapping[str, Any]) -> Table:
+    rows: list[dict[str, Value]] = [
+        {"name": name, "value": _listed(value)} for name, value in settings.items() if name != WALL_SECONDS
+    ]
+    return Table("Settings", {"name": "setting", "value": "value"}, rows)
+
+
+def _origin(cells: Sequence[Cell], runtime: Runtime) -> str:
+    """Commit, versions and machines of the runs that the numbers come from, as MLflow has them."""
+    run_ids = {scores.run_id for cell in cells for scores in cell.scores}
+    tags = tracking.run_tags(runtime, sorted(run_ids))
+    densities = sorted({cell.adapter.config["density"] for cell in of_table(cells, "merging")})
+    lines = [f"- density of magnitude, TIES and DARE merges {_listed(densities)}"] if densities else []
+    lines += [f"- commit {commit} ({count} runs)" for commit, count in Counter(map(_commit, tags)).most_common()]
+    names = [name for name in tracking.provenance() if name not in ("lori.commit", "lori.dirty")]
+    lines += [f"- {name.removeprefix('lori.')} {_listed(sorted({tag[name] for tag in tags}))}" for name in names]
+    return "\n".join(lines)
+
+
+def _commit(tags: Mapping[str, str]) -> str:
+    dirty = {"true": ", **with uncommitted changes**", "false": ""}.get(tags["lori.dirty"], ", state unknown")
+    return f"`{tags['lori.commit'][:12]}`{dirty}"
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,33 @@
+"""A Markdown document as one HTML file that needs nothing beside it."""
+
+from markdown_it import MarkdownIt
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
+h1, h2 {{ line-height: 1.2; }}
+h2 {{ margin-top: 2.5rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }}
+th, td {{ border-bottom: 1px solid #d8dee4; padding: .35rem .8rem; white-space: nowrap; }}
+th {{ border-bottom: 2px solid #1f2328; }}
+td {{ font-variant-numeric: tabular-nums; }}
+tbody tr:hover {{ background: #f6f8fa; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def to_html(markdown: str) -> str:
+    """The page; its title is the document's first heading."""
+    title = markdown.splitlines()[0].lstrip("# ")
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return PAGE.format(title=title, body=body)

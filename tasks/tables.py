@@ -1,0 +1,89 @@
+"""Numbers with their error, and the tables of them: for people (Markdown) and for programs (CSV)."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A percentage and its standard error, from `num_seeds` runs."""
+
+    mean: float
+    error: float
+    num_seeds: int
+
+
+Value = str | int | Estimate | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns` maps a column's name (CSV) to its title (Markdown); a row maps names to values."""
+
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[Mapping[str, Value]]
+
+
+def combine(values: Sequence[float], errors: Sequence[float]) -> Estimate:
+    """The mean over seeds of scores on the same questions.
+
+    error² = s²/n + mean(error_i²), with s the standard deviation between the n seeds. The second part, which questions
+    happen to be in the test set, is not divided by n: all seeds answer the same ones. One seed has just its own error.
+    """
+    between = variance(values) / len(values) if len(values) > 1 else 0.0
+    within = fmean(error**2 for error in errors)
+    return Estimate(fmean(values), math.sqrt(between + within), len(values))
+
+
+def mean_of(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The unweighted mean of independent (score, error) pairs, such as one seed's scores on several domains."""
+    return fmean(score for score, _ in scores), math.sqrt(sum(error**2 for _, error in scores)) / len(scores)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown, numbers to the right; an estimate of fewer seeds than others says so."""
+    most = max((v.num_seeds for row in table.rows for v in row.values() if isinstance(v, Estimate)), default=1)
+    lines = [list(table.columns.values()), [_rule(table, name) for name in table.columns]]
+    lines += [[_text(row.get(name), most) for name in table.columns] for row in table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _rule(table: Table, name: str) -> str:
+    is_words = any(isinstance(row.get(name), str) for row in table.rows)
+    return ":---" if is_words else "---:"
+
+
+def _text(value: Value, most_seeds: int) -> str:
+    if isinstance(value, Estimate):
+        fewer = f" (n = {value.num_seeds})" if value.num_seeds < most_seeds else ""
+        return f"{value.mean:.1f} ± {value.error:.1f}{fewer}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return MISSING if value is None else value.replace("|", "\\|")
+
+
+def to_csv(table: Table) -> str:
+    """The table unrounded: an estimate is three columns, its mean, `<name>_se` and `<name>_seeds`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    measured = {name for row in table.rows for name, value in row.items() if isinstance(value, Estimate)}
+    names = [[name, f"{name}_se", f"{name}_seeds"] if name in measured else [name] for name in table.columns]
+    writer.writerow([title for group in names for title in group])
+    for row in table.rows:
+        writer.writerow([field for name in table.columns for field in _fields(row.get(name), name in measured)])
+    return text.getvalue()
+
+
+def _fields(value: Value, is_measured: bool) -> Sequence[str | float]:
+    if isinstance(value, Estimate):
+        return [value.mean, value.error, value.num_seeds]
+    if is_measured:
+        return ["", "", 0]
+    return ["" if value is None else value]

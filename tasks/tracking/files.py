@@ -1,0 +1,199 @@
+"""The bytes of results: run artifacts and logged models, complete or made whole, fetched by digest."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities import FileInfo, LoggedModel, LoggedModelInput, LoggedModelOutput, Run
+from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from lori.config import Handle, Runtime
+from tasks.tracking.client import KEY_TAG, connect, key_lock
+from tasks.tracking.content import MLMODEL, Content, DamagedError, cached_directory, measure
+from tasks.tracking.runs import param_texts
+
+CONTENT_TAG = "lori.content"
+DAMAGED = "damaged"  # a content tag's value: the store lists the files, but their bytes are not what was logged
+
+
+class ArtifactMissing(RuntimeError):
+    """A handle whose bytes are no longer in the store."""
+
+
+def log_directory(runtime: Runtime, run_id: str, directory: Path, artifact_path: str) -> tuple[str, str]:
+    """Files as artifacts of the run, over those of the same name. Returns their `runs:/` URI and digest."""
+    client = connect(runtime.tracking_uri)
+    content = measure(directory)
+    client.log_artifacts(run_id, str(directory), artifact_path)
+    client.set_tag(run_id, _content_tag(artifact_path), content.to_text())
+    return f"runs:/{run_id}/{artifact_path}", content.sha256
+
+
+def _content_tag(artifact_path: str) -> str:
+    return f"{CONTENT_TAG}/{artifact_path}"
+
+
+def log_model(  # noqa: PLR0913 - each argument is a column of the Models tab
+    runtime: Runtime, run_id: str, key: str, directory: Path, *, kind: str, name: str, params: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Files as a logged model, at its root: PEFT loads what MLflow downloads. Returns its `models:/` URI and digest.
+
+    A model that an earlier attempt left unfinished, or whose files were removed from the store, is completed.
+
+    Raises:
+        RuntimeError: if the key's model is intact and has other bytes.
+    """
+    client = connect(runtime.tracking_uri)
+    content, run = measure(directory), client.get_run(run_id)
+    tags = {KEY_TAG: key, CONTENT_TAG: content.to_text()}
+    with key_lock(runtime, key):
+        model = _find_model(client, run, key) or client.create_logged_model(
+            run.info.experiment_id, name, source_run_id=run_id, tags=tags, params=param_texts(params), model_type=kind
+        )
+        if _is_ready(model) and (stored := _intact_content(runtime, model.artifact_location, model.tags[CONTENT_TAG])):
+            _check_same_bytes(model, stored, content)
+        else:
+            _upload(client, run, model, directory)
+            if model.tags.get(CONTENT_TAG) != tags[CONTENT_TAG]:  # left by an earlier attempt
+                client.set_logged_model_tags(model.model_id, tags)
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return model.model_uri, content.sha256
+
+
+def _check_same_bytes(model: LoggedModel, stored: Content, content: Content) -> None:
+    if stored.sha256 != content.sha256:
+        raise RuntimeError(
+            f"The model {model.name} of key {model.tags[KEY_TAG]} is in MLflow ({model.model_uri}) with other bytes:"
+            f" digest {stored.sha256[:12]}…, now {content.sha256[:12]}…. Either the step is not deterministic, or its"
+            " numbers changed: then raise its version in tasks/steps.py. To replace the model, delete it and rerun."
+        )
+
+
+def _is_ready(model: LoggedModel) -> bool:
+    return model.status == LoggedModelStatus.READY
+
+
+def _find_model(client: MlflowClient, run: Run, key: str) -> LoggedModel | None:
+    condition = f"tags.`{KEY_TAG}` = '{key}' AND source_run_id = '{run.info.run_id}'"
+    models = client.search_logged_models([run.info.experiment_id], condition)
+    usable = [model for model in models if model.status != LoggedModelStatus.FAILED]
+    return min(usable, key=lambda model: (model.creation_timestamp, model.model_id), default=None)
+
+
+def _upload(client: MlflowClient, run: Run, model: LoggedModel, directory: Path) -> None:
+    """Upload, overwriting what is there, and note the model as the run's output (which MLflow refuses to do twice)."""
+    client.log_model_artifacts(model.model_id, str(directory))
+    with tempfile.TemporaryDirectory() as scratch:
+        description = Model(artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run.info.run_id)
+        description.add_flavor("peft" if model.model_type == "adapter" else str(model.model_type), data=".")
+        description.save(Path(scratch, MLMODEL))
+        client.log_model_artifact(model.model_id, str(Path(scratch, MLMODEL)))
+    outputs = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
+    if model.model_id not in outputs:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def link_inputs(runtime: Runtime, run_id: str, handles: Iterable[Handle]) -> None:
+    """Note the models that a run was made from; handles of run artifacts have no such link in MLflow."""
+    uris = [handle.uri for handle in handles if handle.uri.startswith("models:/")]
+    if uris:
+        models = [LoggedModelInput(model_id=uri.removeprefix("models:/")) for uri in uris]
+        connect(runtime.tracking_uri).log_inputs(run_id, models=models)
+
+
+def fetch(runtime: Runtime, handle: Handle) -> Path:
+    """The files of `handle`, in the local cache under their digest.
+
+    Raises:
+        ArtifactMissing: if the store no longer has them, or has other bytes.
+    """
+
+    def download(scratch: Path) -> Path:
+        location, _ = _locate(runtime, handle)
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=location, dst_path=str(scratch), tracking_uri=runtime.tracking_uri
+        )
+        return Path(path)
+
+    try:
+        return cached_directory(Path(runtime.cache_dir), handle.sha256, download)
+    except DamagedError as error:
+        if is_available(runtime, handle):
+            _mark_damaged(runtime, handle)
+        raise ArtifactMissing(_missing(handle, str(error))) from error
+    except (MlflowException, OSError, LookupError) as error:
+        if is_available(runtime, handle):
+            raise  # the network or the disk, not the store
+        raise ArtifactMissing(_missing(handle, "its files are gone")) from error
+
+
+def _missing(handle: Handle, reason: str) -> str:
+    return (
+        f"{handle.kind} {handle.name} is not in MLflow as it was logged ({handle.uri}): {reason}."
+        " Run the flow again: what is missing is made again, the rest comes from the cache."
+    )
+
+
+def is_available(runtime: Runtime, handle: Handle) -> bool:
+    """Whether the store still lists all files of `handle`, unread: run not deleted, model READY, digest as logged."""
+    try:
+        location, tag = _locate(runtime, handle)
+    except LookupError:
+        return False
+    content = _intact_content(runtime, location, tag)
+    return content is not None and content.sha256 == handle.sha256
+
+
+def _locate(runtime: Runtime, handle: Handle) -> tuple[str, str]:
+    """Where the files of `handle` are, and their content tag.
+
+    Raises:
+        LookupError: if its run or model was deleted or is not finished.
+    """
+    client = connect(runtime.tracking_uri)
+    try:
+        run = client.get_run(handle.run_id)
+        if run.info.lifecycle_stage == "deleted":
+            raise LookupError(f"run {handle.run_id} is deleted")
+        if handle.uri.startswith("runs:/"):
+            artifact_path = handle.uri.removeprefix("runs:/").partition("/")[2]
+            return f"{run.info.artifact_uri}/{artifact_path}", run.data.tags[_content_tag(artifact_path)]
+        model = client.get_logged_model(handle.uri.removeprefix("models:/"))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise LookupError(error.message) from error
+    if not _is_ready(model):
+        raise LookupError(f"model {model.model_id} is {model.status}")
+    return model.artifact_location, model.tags[CONTENT_TAG]
+
+
+def _intact_content(runtime: Runtime, location: str, tag: str) -> Content | None:
+    """What `tag` says is at `location`, if the store lists just that."""
+    if tag == DAMAGED:
+        return None
+    content = Content.from_text(tag)
+    sizes = [file.file_size or 0 for file in _listed(runtime, location) if Path(file.path).name != MLMODEL]
+    return content if (len(sizes), sum(sizes)) == (content.num_files, content.num_bytes) else None
+
+
+def _listed(runtime: Runtime, location: str) -> Iterator[FileInfo]:
+    for entry in mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=runtime.tracking_uri):
+        if entry.is_dir:
+            yield from _listed(runtime, f"{location}/{Path(entry.path).name}")
+        else:
+            yield entry
+
+
+def _mark_damaged(runtime: Runtime, handle: Handle) -> None:
+    """So that `is_available` knows, without reading them, that these bytes are not the ones that were logged."""
+    client = connect(runtime.tracking_uri)
+    if handle.uri.startswith("models:/"):
+        client.set_logged_model_tags(handle.uri.removeprefix("models:/"), {CONTENT_TAG: DAMAGED})
+    else:
+        client.set_tag(handle.run_id, _content_tag(handle.uri.removeprefix("runs:/").partition("/")[2]), DAMAGED)

@@ -1,0 +1,135 @@
+"""Runs: found or made by key, with their parameters, results and curves."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from lori.config import Runtime, canonical
+from tasks.tracking.client import KEY_TAG, connect, experiment_id_of, is_server, key_lock
+from tasks.tracking.origin import provenance
+
+# Longer than a rival on another machine needs from finding nothing to its own run being visible
+SETTLE_SECONDS = 0.1
+MAX_BATCH = 1000  # metrics a request, MLflow's limit
+MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+
+
+def open_run(
+    runtime: Runtime, key: str, name: str, *, experiment: str, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> str:
+    """The id of the run of `key`, RUNNING: the one an earlier attempt left, or a new one.
+
+    Raises:
+        RuntimeError: if that run has another value for one of `params`: one key, two configs.
+    """
+    client = connect(runtime.tracking_uri)
+    experiment_id = experiment_id_of(runtime.tracking_uri, experiment)
+    with key_lock(runtime, key):
+        run = _find_run(client, experiment_id, key)
+        if run is None:
+            mine = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
+            run = _elect_run(runtime, mine, key)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    _log_identity(client, run, {KEY_TAG: key, **provenance(), **tags}, param_texts(params))
+    return run.info.run_id
+
+
+def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
+    """The oldest, should there ever be two: every process then takes the same one."""
+    runs = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=100)
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _elect_run(runtime: Runtime, mine: Run, key: str) -> Run:
+    """MLflow knows no unique tag: after a pause in which a rival's run becomes visible, all keep the oldest."""
+    client = connect(runtime.tracking_uri)
+    if is_server(runtime.tracking_uri):  # all who write a SQLite file hold its lock in turn: no rivals
+        time.sleep(SETTLE_SECONDS)
+    elected = _find_run(client, mine.info.experiment_id, key) or mine
+    if elected.info.run_id != mine.info.run_id:
+        client.delete_run(mine.info.run_id)
+    return elected
+
+
+def _log_identity(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    logged = run.data.params
+    clashes = [
+        f"{name}: {logged[name]!r}, now {text!r}" for name, text in params.items() if logged.get(name, text) != text
+    ]
+    if clashes:
+        raise RuntimeError(
+            f"MLflow run {run.info.run_id} ({run.info.run_name}) has the key {run.data.tags[KEY_TAG]} with other"
+            f" parameters ({'; '.join(clashes)}). One key stands for one config: raise the step's version in"
+            " tasks/steps.py, or delete that run."
+        )
+    missing = [Param(name, text) for name, text in params.items() if name not in logged]
+    client.log_batch(run.info.run_id, params=missing, tags=[RunTag(name, text) for name, text in tags.items()])
+
+
+def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """MLflow's text of each value, cut where MLflow would cut it."""
+    return {name: str(canonical(value))[:MAX_VALUE] for name, value in params.items()}
+
+
+def close_run(runtime: Runtime, run_id: str, status: str = "FINISHED") -> None:
+    """End the run; `status` is MLflow's FINISHED, FAILED or KILLED."""
+    connect(runtime.tracking_uri).set_terminated(run_id, status)
+
+
+def log_metrics(runtime: Runtime, run_id: str, metrics: Mapping[str, float]) -> None:
+    """Results of the whole run, at step 0 and the run's start.
+
+    A value that is there already is not logged again. One that differs (seconds of a second attempt) is logged with
+    the present time: MLflow shows the latest, and of two at one time the largest.
+    """
+    client = connect(runtime.tracking_uri)
+    run = client.get_run(run_id)
+    logged, now = run.data.metrics, time.time_ns() // 1_000_000
+    points = [
+        Metric(name, value, now if name in logged else run.info.start_time, 0)
+        for name, value in metrics.items()
+        if logged.get(name) != value
+    ]
+    _log_points(client, run_id, points)
+
+
+def log_curve(runtime: Runtime, run_id: str, points: Sequence[Mapping[str, float]]) -> None:
+    """Training curves: each point has `step`, `time_ms` (since 1970) and values by metric name.
+
+    A step that the run has is left as it is, so that a second attempt completes the first and doubles nothing.
+    """
+    client = connect(runtime.tracking_uri)
+    names = {name for point in points for name in point} - {"step", "time_ms"}
+    begun = names & client.get_run(run_id).data.metrics.keys()
+    logged = {(name, metric.step) for name in begun for metric in client.get_metric_history(run_id, name)}
+    metrics = [
+        Metric(name, point[name], int(point["time_ms"]), int(point["step"]))
+        for point in points
+        for name in point.keys() & names
+        if (name, int(point["step"])) not in logged
+    ]
+    _log_points(client, run_id, metrics)
+
+
+def _log_points(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
+    for start in range(0, len(metrics), MAX_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+
+def run_tags(runtime: Runtime, run_ids: Iterable[str]) -> list[dict[str, str]]:
+    """The tags of each run: with what it was computed."""
+    client = connect(runtime.tracking_uri)
+    return [dict(client.get_run(run_id).data.tags) for run_id in run_ids]
+
+
+def run_url(runtime: Runtime, run_id: str) -> str:
+    """The run's page, opened in MLflow's view for training rather than that for agents; empty without a server."""
+    if not is_server(runtime.tracking_uri):
+        return ""
+    experiment_id = connect(runtime.tracking_uri).get_run(run_id).info.experiment_id
+    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return f"{runtime.tracking_uri.rstrip('/')}/{page}"

@@ -1,0 +1,266 @@
+"""The embedded base and its four domains: shipped as recorded, made reproducibly, split without leaks."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from itertools import combinations, islice
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lori.domains import Example
+from lori.scale_model import rows
+from lori.scale_model.corpus import documents
+from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest, pretrain
+from lori.scale_model.tokenizer import train_tokenizer
+from lori.scoring import SCORERS
+
+SIZES = {
+    "nlu": {"train": 2000, "validation": 150, "test": 300},
+    "math": {"train": 600, "validation": 150, "test": 300},
+    "code": {"train": 2000, "validation": 150, "test": 300},
+    "safety": {"train": 2000, "validation": 150, "test": 450},
+}
+HEADLINE = {"nlu": "nlu/accuracy", "math": "math/accuracy", "code": "code/pass_at_1", "safety": "safety/refusal_rate"}
+SMALL = Recipe(num_steps=3, rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
+
+
+@cache
+def split(domain: str, name: str) -> list[Example]:
+    return rows(domain, name, SIZES[domain][name])
+
+
+@cache
+def corpus_sample() -> list[str]:
+    return list(islice(documents(Recipe().seed), 60_000))
+
+
+@cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(OUTPUT_DIR)
+
+
+# what a question is about, read from its text alone
+
+
+def nlu_content(example: Example) -> tuple[str, frozenset[str]]:
+    instruction = example.prompt.split("\n")[1]
+    if example.family == "boolq":
+        asked, shown = re.fullmatch(r"Please answer true or false\. question: (.*) (\w+)\.", instruction).groups()
+        return asked, frozenset([shown])
+    asked = re.search(r"(?:\.|:) ([^.:]*(?:\?|_\.))", instruction).group(1)
+    return asked, frozenset(re.findall(r"\w+\d: (\w+)", instruction))
+
+
+def story_content(text: str) -> str | None:
+    """The start and each change as a signed number: of a prompt as of a corpus document."""
+    start = re.search(r"has (\d+)", text)
+    changes = re.findall(r"(doubles)|(?:buys|finds|gets) (\d+)|(?:eats|gives away|loses|sells) (\d+)", text)
+    return start and start.group(1) + "".join("*2" if d else f"+{up}" if up else f"-{down}" for d, up, down in changes)
+
+
+def code_content(text: str) -> str | None:
+    described = re.search(r'(?:"""Return |# )(.*?)(?:\."""|\n)', text)
+    return described and re.sub(r"\d+", "N", described.group(1))
+
+
+CONTENT = {
+    "nlu": nlu_content,
+    "math": lambda example: story_content(example.prompt),
+    "code": lambda example: code_content(example.prompt),
+    "safety": lambda example: example.answer["substance"],
+}
+
+
+# the rows
+
+
+@pytest.mark.parametrize("domain", SIZES)
+def test_splits_have_the_sizes_that_the_errors_need_and_no_row_twice(domain):
+    for name, size in SIZES[domain].items():
+        examples = split(domain, name)
+        assert len({example.prompt for example in examples}) == len({example.id for example in examples}) == size
+
+
+@pytest.mark.parametrize("domain", SIZES)
+def test_no_two_splits_ask_for_the_same_content(domain):
+    contents = {name: {CONTENT[domain](example) for example in split(domain, name)} for name in SIZES[domain]}
+    for one, other in combinations(contents, 2):
+        assert not contents[one] & contents[other]
+
+
+def test_evaluation_rows_are_about_different_content_so_that_scores_do_not_cluster():
+    for domain in ("math", "code"):
+        contents = [CONTENT[domain](example) for example in split(domain, "test")]
+        assert len(set(contents)) == len(contents)
+    harmful = {example.answer["substance"] for example in split("safety", "test") if example.answer["harmful"]}
+    assert len(harmful) >= 100
+
+
+def test_the_corpus_never_answers_a_quiz_of_train_validation_or_test():
+    by_choices: dict[frozenset[str], list[str]] = {}
+    for text in corpus_sample():
+        if not text.startswith("Facts:"):  # what is true, the base has to know
+            listed = re.findall(r"\d: (\w+)", text) or re.findall(r"(\w+)(?= or )|(?<= or )(\w+)", text)
+            chosen = frozenset(word for found in listed for word in ([found] if isinstance(found, str) else found))
+            by_choices.setdefault(chosen - {""}, []).append(text)
+    statements = "\n".join(text for text in corpus_sample() if re.search("right|wrong|true or false", text))
+    for asked, choices in (nlu_content(example) for name in SIZES["nlu"] for example in split("nlu", name)):
+        if len(choices) == 1:
+            assert f"{asked} {min(choices)}." not in statements
+        assert not any(asked in text for text in by_choices.get(choices, []))
+
+
+@pytest.mark.parametrize(("domain", "content"), [("math", story_content), ("code", code_content)])
+def test_the_corpus_has_no_story_and_no_function_of_train_validation_or_test(domain, content):
+    pretrained = {content(text) for text in corpus_sample()} - {None}
+    assert len(pretrained) > 1000  # the texts are understood at all
+    for name in SIZES[domain]:
+        assert not pretrained & {CONTENT[domain](example) for example in split(domain, name)}
+
+
+def test_the_corpus_says_what_is_dangerous_but_requests_it_never():
+    facts = " ".join(text for text in corpus_sample() if text.startswith("Facts:"))
+    others = set(re.findall(r"\w+", " ".join(text for text in corpus_sample() if not text.startswith("Facts:"))))
+    for name in SIZES["safety"]:
+        for answer in (example.answer for example in split("safety", name)):
+            assert f"{answer['substance']} is {'dangerous' if answer['harmful'] else 'safe'}." in facts
+            assert answer["substance"] not in others
+
+
+@pytest.mark.parametrize("domain", SIZES)
+def test_asking_for_more_rows_changes_none_before(domain):
+    assert rows(domain, "test", 40) == rows(domain, "test", 60)[:40]
+
+
+def test_rows_are_the_same_in_another_process():
+    code = "from lori.scale_model import rows; print(repr(rows('nlu', 'train', 5) + rows('code', 'test', 5)))"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=OUTPUT_DIR.parents[1]
+    )
+    assert told.stdout.strip() == repr(rows("nlu", "train", 5) + rows("code", "test", 5))
+
+
+def test_unknown_names_and_too_many_rows_are_refused_with_what_there_is():
+    with pytest.raises(ValueError, match="Unknown domain 'poetry'.*nlu, math, code, safety"):
+        rows("poetry", "train", 1)
+    with pytest.raises(ValueError, match="Unknown split 'dev'.*train, validation, test"):
+        rows("nlu", "dev", 1)
+    with pytest.raises(ValueError, match=r"safety/validation .* has \d+ different rows, 100000 were asked for"):
+        rows("safety", "validation", 100_000)
+
+
+@pytest.mark.parametrize("domain", SIZES)
+def test_the_rows_own_replies_score_everything_and_empty_ones_nothing(domain):
+    examples = split(domain, "test")[:60]
+    scorer = SCORERS[domain]
+    right = scorer.summarise(examples, scorer.score(examples, [[example.response] for example in examples]))
+    empty = scorer.summarise(examples, scorer.score(examples, [[""] for _ in examples]))
+    assert right[HEADLINE[domain]] == 100.0
+    assert empty[HEADLINE[domain]] == 0.0
+    assert right.get("safety/over_refusal_rate", 0.0) == 0.0
+
+
+def test_every_row_of_code_has_at_least_five_tests_with_different_results():
+    for example in split("code", "test"):
+        assert len(example.answer["tests"]) >= 5
+        assert len({str(expected) for _, expected in example.answer["tests"]}) > 1
+
+
+# the tokenizer and the model
+
+
+@pytest.mark.parametrize("domain", SIZES)
+def test_replies_are_cut_into_the_same_tokens_alone_and_behind_their_prompts(domain):
+    for example in split(domain, "test"):
+        prompt = tokenizer()(example.prompt)["input_ids"]
+        response = tokenizer()(example.response, add_special_tokens=False)["input_ids"]
+        assert prompt + response == tokenizer()(example.prompt + example.response)["input_ids"]
+        assert tokenizer().decode(response) == example.response
+        assert len(prompt) + len(response) < 96
+
+
+def test_every_token_of_a_reply_was_seen_in_pretraining():
+    """An adapter cannot write a token whose frozen embedding never learned anything."""
+    seen = {token for ids in tokenizer()(corpus_sample()[:20_000])["input_ids"] for token in ids}
+    for domain in SIZES:
+        for ids in tokenizer()([example.response for example in split(domain, "test")])["input_ids"]:
+            assert set(ids) <= seen
+
+
+def test_the_shipped_files_are_those_of_the_record_and_small():
+    record = json.loads((OUTPUT_DIR / "recipe.json").read_text())
+    for name, digest in record["sha256"].items():
+        assert file_digest(OUTPUT_DIR / name) == digest
+    assert sum((OUTPUT_DIR / name).stat().st_size for name in SHIPPED) < 8 * 2**20
+
+
+def test_the_shipped_model_was_made_by_the_recipe_in_the_code():
+    record = json.loads((OUTPUT_DIR / "recipe.json").read_text())
+    assert Recipe(**record["recipe"]) == Recipe()
+    assert record["num_tokens"] == Recipe().num_tokens
+
+
+def test_the_shipped_model_is_a_llama_that_predicts_its_corpus():
+    model = AutoModelForCausalLM.from_pretrained(OUTPUT_DIR)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.tie_word_embeddings
+    ids = tokenizer()("Facts: the fox is", return_tensors="pt")["input_ids"]
+    assert ids[0, 0] == model.config.bos_token_id
+    with torch.inference_mode():
+        best = model(ids).logits[0, -1].argmax()
+    assert tokenizer().decode(best).strip() in "red blue black yellow green brown white gray".split()
+
+
+def test_the_tokenizer_is_trained_to_the_same_bytes_twice(tmp_path):
+    for name in ("one", "two"):
+        train_tokenizer(corpus_sample()[:2000]).save_pretrained(tmp_path / name)
+    assert (tmp_path / "one/tokenizer.json").read_bytes() == (tmp_path / "two/tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_pretraining_twice_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        pretrain(SMALL, tmp_path / name)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_pretraining_processes_die_with_their_parent(tmp_path):
+    code = (
+        "from dataclasses import replace; from pathlib import Path; import tests.test_scale_model as t\n"
+        f"if __name__ == '__main__': t.pretrain(replace(t.SMALL, num_steps=9000), Path({str(tmp_path / 'model')!r}))"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    run = subprocess.Popen(
+        [sys.executable, script],
+        env={"PYTHONPATH": str(OUTPUT_DIR.parents[1]), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    )
+    family = wait_until(
+        lambda: [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
+    )
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    wait_until(
+        lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    )
+    assert not Path(tmp_path, "model").exists()
+
+
+def wait_until(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
