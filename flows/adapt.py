@@ -1,9 +1,9 @@
 """Adaptation (paper, section 3): LoRI-D, its mask, LoRI-S, and the baselines, each on one domain."""
 
 from itertools import product
-from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.study import THREADS, Row, Study, begin, carry_out
 from lori.methods import METHODS
@@ -59,7 +59,7 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
-) -> dict[str, Any]:
+) -> State:
     """Train every method on every domain and score it there. What is left out is the profile's.
 
     Args:

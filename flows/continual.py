@@ -1,9 +1,9 @@
 """Continual learning (paper, section 3.3): what a safety adapter forgets while it trains on another domain."""
 
 from itertools import product
-from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, dataset, mask, scores
 from flows.study import THREADS, Row, Study, begin, carry_out
@@ -45,7 +45,7 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
-) -> dict[str, Any]:
+) -> State:
     """Train on safety, then on each other domain, and score both. What is left out is the profile's.
 
     Args:

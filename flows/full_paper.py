@@ -5,9 +5,8 @@ if __name__ == "__main__":
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
-from typing import Any
-
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.adapt import single_domain
 from flows.continual import continual_learning
@@ -26,7 +25,7 @@ def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
-) -> dict[str, Any]:
+) -> State:
     """Every table of the paper. What is left out is the profile's.
 
     Args:

@@ -1,9 +1,9 @@
 """Merging (paper, section 3.2): the adapters of all domains become one, which is scored on every domain."""
 
 from itertools import product
-from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, scores
 from flows.study import THREADS, Row, Study, begin, carry_out
@@ -34,7 +34,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
-) -> dict[str, Any]:
+) -> State:
     """Merge the adapters of all domains and score each merge on all of them. What is left out is the profile's.
 
     Args:

@@ -17,6 +17,7 @@ LOCALHOST = "127.0.0.1"
 START_SECONDS = 180
 STOP_SECONDS = 15
 LOG_LINES = 15
+MARK = "LORI_STACK"  # in the environment of everything that a stack starts, and of what that starts
 
 
 class StackError(RuntimeError):
@@ -98,20 +99,33 @@ def _log_end(service: Service) -> str:
     return "\n".join([f" The end of {service.log}:", *lines])
 
 
-def stop(service: Service) -> None:
-    """End a service with all its descendants: politely, then not."""
-    try:
-        family = psutil.Process(service.process.pid).children(recursive=True)  # a flow run has a session of its own
-    except psutil.NoSuchProcess:
-        family = []
+def stop(service: Service, *, seconds: float = STOP_SECONDS) -> None:
+    """End a service and its process group: politely, and after `seconds` not."""
     _signal_group(service, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        service.process.wait(STOP_SECONDS)
+        service.process.wait(seconds)
     _signal_group(service, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=1)
-    for process in alive:
-        process.kill()
     service.process.wait()
+
+
+def sweep(mark: str) -> None:
+    """Kill whatever still runs with `mark` as its LORI_STACK, whoever its parent is.
+
+    A flow run has a session of its own, so that it outlives a worker that was killed; everything outlives a stack
+    that was.
+    """
+    left = [process for process in psutil.process_iter() if _mark_of(process) == mark]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=STOP_SECONDS)
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK)
+    except psutil.Error:
+        return None  # somebody else's, or gone
 
 
 def _signal_group(service: Service, number: signal.Signals) -> None:

@@ -8,24 +8,41 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from flows.services import LOCALHOST, Service, StackError, check_alive, choose_port, start, stop, wait_until_healthy
+from flows.services import (
+    LOCALHOST,
+    MARK,
+    Service,
+    StackError,
+    check_alive,
+    choose_port,
+    start,
+    stop,
+    sweep,
+    wait_until_healthy,
+)
 from tasks.steps import state_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 WORK_POOL = "lori-cpu"
 MIN_FREE_GB = 2
+LOG_PREFIX = re.compile(r"^▪ +[\d:.]+ +\S{12} ")
+NOISE = re.compile(
+    r"● |└── (Param|Job|Sched)|Finished in state (Completed|Cached)\(|.*deployment.* step|.*submit", re.I
+)
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -34,6 +51,8 @@ SETTINGS = {
     "PREFECT_LOGGING_LOG_PRINTS": "true",  # the lines that a flow prints are its progress
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",  # without these two `--watch` shows no line that a flow prints
+    "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
 
@@ -54,6 +73,7 @@ def environment(addresses: Addresses) -> dict[str, str]:
         **inherited,
         **SETTINGS,
         "PATH": os.pathsep.join([bin_dir, os.environ["PATH"]]),
+        MARK: str(state_dir()),
         "LORI_DIR": str(state_dir()),
         "LORI_HOME": str(ROOT),
         "MLFLOW_TRACKING_URI": addresses.mlflow,
@@ -111,7 +131,9 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
     addresses = Addresses(*(f"http://{LOCALHOST}:{port}" for port in ports))
     env, running = environment(addresses), []
     (state_dir() / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent
+    sweep(str(state_dir()))  # what an earlier stack left that was killed
     with ExitStack() as cleanup:
+        cleanup.callback(sweep, str(state_dir()))
 
         def begin(name: str, *command: str) -> Service:
             service = start(name, command, log_dir=state_dir() / "logs", cwd=state_dir(), env=env)
@@ -123,8 +145,9 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
         mlflow = begin("mlflow", "bash", str(ROOT / "mlflow/start.sh"), str(ports[1]), str(state_dir() / "mlflow"))
         prefect = begin("prefect", *PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(ports[0]))
         wait_until_healthy(prefect, f"{addresses.prefect}/api/health")
-        _deploy(env)
+        _prefect(env, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
         begin("worker", *PREFECT, "worker", "start", "--pool", WORK_POOL, "--name", "local")
+        _prefect(env, "deploy", "--all")
         wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
         yield addresses, running
         say("Stopping the servers and the worker …")
@@ -139,13 +162,12 @@ def _check_disk() -> None:
         )
 
 
-def _deploy(env: dict[str, str]) -> None:
+def _prefect(env: dict[str, str], *command: str) -> None:
     # LORI_HOME is unset, or its value would be written into the deployments: each worker fills in its own
     unset = {name: value for name, value in env.items() if name != "LORI_HOME"}
-    for command in (["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-        done = subprocess.run([*PREFECT, *command], cwd=ROOT, env=unset, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise StackError(f"`prefect {' '.join(command)}` failed:\n{done.stdout}{done.stderr}")
+    done = subprocess.run([*PREFECT, *command], cwd=ROOT, env=unset, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StackError(f"`prefect {' '.join(command)}` failed:\n{done.stdout}{done.stderr}")
 
 
 def paper(params: Sequence[str]) -> int:
@@ -161,11 +183,13 @@ def paper(params: Sequence[str]) -> int:
 
 
 def watch(addresses: Addresses, services: Sequence[Service], params: Sequence[str]) -> int:
-    """`prefect deployment run --watch`, as long as all `services` live."""
+    """`prefect deployment run --watch` without its events, as long as all `services` live."""
     arguments = [argument for param in params for argument in ("-p", param)]
     command = [*PREFECT, "deployment", "run", "lori/full-paper", "--watch", *arguments]
-    env = environment(addresses)
-    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    env = {**environment(addresses), "COLUMNS": "1000"}  # no line is broken
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    printer = threading.Thread(target=_print_log, args=(process.stdout,))
+    printer.start()
     try:
         while process.poll() is None:
             check_alive(services)
@@ -174,6 +198,15 @@ def watch(addresses: Addresses, services: Sequence[Service], params: Sequence[st
     finally:
         process.kill()
         process.wait()
+        printer.join()
+
+
+def _print_log(lines: Iterable[str]) -> None:
+    """What the flow printed, without Prefect's times and ids; events, such as a task's states, are left out."""
+    for line in lines:
+        text = LOG_PREFIX.sub("", line.rstrip())
+        if not NOISE.match(text):
+            say(text)
 
 
 def serve(_: Sequence[str]) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
+from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from lori import recipes
@@ -17,14 +19,11 @@ from lori.config import Handle
 from tasks import report, tracking
 from tasks.cells import Cells, Future, to_handle
 from tasks.executors import check_executor, interruptible
-from tasks.steps import local_runtime
+from tasks.steps import local_runtime, state_dir
+from tasks.tracking.content import locked
 
 # Threads that only wait: how much is computed at once is the executor's business
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
-
-
-class CellsFailed(RuntimeError):
-    """Some cells have no result; the report has the others."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +66,22 @@ def begin(profile: str, **overrides: Any) -> Study:
     return study
 
 
-def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> dict[str, Any]:
+def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
     """Ask for the cells of all stages at once, wait for them, and publish the tables of what succeeded.
 
-    Raises:
-        CellsFailed: if a cell failed; the others were computed and the report is written.
+    The state is `Failed`, with the reasons, if a cell failed: the others are computed and reported all the same.
     """
     started = time.monotonic()
     with interruptible():
         rows = [row for stage in stages for row in stage(study)]
         progress = _follow(study.cells)
-    _publish(study, rows, seconds=time.monotonic() - started)
-    print(_summary(progress, seconds=time.monotonic() - started))
+        _publish(study, rows, seconds=time.monotonic() - started)
+    summary = _summary(progress, seconds=time.monotonic() - started)
+    print(summary, flush=True)
     if progress.failed:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in progress.failed.items())
-        raise CellsFailed(f"{_num_failed(progress)} {reasons}")
-    return {"computed": progress.computed, "cached": progress.cached}
+        return Failed(message=f"{summary} {reasons}")
+    return Completed(message=summary, data={"computed": progress.computed, "cached": progress.cached})
 
 
 def _follow(cells: Cells) -> Progress:
@@ -112,15 +111,14 @@ def _outcome(cells: Cells, future: Future, progress: Progress) -> str:
     return f"{future.result()['seconds']:.1f} s"
 
 
-def _num_failed(progress: Progress) -> str:
-    return f"{len(progress.failed)} cells failed and {progress.skipped} that need them did not start."
-
-
 def _summary(progress: Progress, *, seconds: float) -> str:
-    if not progress.computed and not progress.failed:
+    if progress.failed:
+        failed = f" {len(progress.failed)} cells failed, {progress.skipped} that need them did not start."
+    elif not progress.computed:
         return f"Nothing to do: all {progress.cached} cells cached ({seconds:.0f} s)."
-    failed = f" {_num_failed(progress)}" if progress.failed else ""
-    return f"{progress.computed} computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
+    else:
+        failed = ""
+    return f"{progress.computed} cells computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
 
 
 def _publish(study: Study, rows: list[Row], *, seconds: float) -> None:
@@ -128,15 +126,16 @@ def _publish(study: Study, rows: list[Row], *, seconds: float) -> None:
     finished = [cell for row in rows for cell in _finished(row)]
     if not finished:
         return
-    settings = {**asdict(study.profile), "wall_seconds": seconds}
-    handle, markdown = write_report(finished, settings)
-    runtime = local_runtime()
+    runtime, settings = local_runtime(), {**asdict(study.profile), "wall_seconds": seconds}
+    with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
+        handle, markdown = write_report(finished, settings)
+        directory = tracking.fetch(runtime, handle)
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id):
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
         print(f"MLflow: {url}")
-    print(f"Report: {tracking.fetch(runtime, handle) / 'index.html'}")
+    print(f"Report: {directory / 'index.html'}")
 
 
 def _finished(row: Row) -> Iterator[report.Cell]:

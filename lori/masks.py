@@ -1,5 +1,6 @@
 """Sparse masks for LoRI-S from the magnitudes of LoRI-D's B (paper, section 3.2), from adapter files alone."""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -92,15 +93,16 @@ def save_masks(masks: Mapping[str, Tensor], directory: Path) -> None:
     bits = {
         name: torch.from_numpy(np.packbits(mask.numpy().ravel(), bitorder="little")) for name, mask in masks.items()
     }
-    shapes = {name: f"{mask.shape[0]}x{mask.shape[1]}" for name, mask in masks.items()}
-    save_file(bits, str(directory / MASK_FILE), metadata=shapes)
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    # One entry: safetensors writes several in an order that differs between processes
+    save_file(bits, str(directory / MASK_FILE), metadata={"shapes": json.dumps(shapes, sort_keys=True)})
 
 
 def load_masks(directory: Path) -> dict[str, Bool[Tensor, "_out _rank"]]:
     """What `save_masks` wrote."""
     path = str(directory / MASK_FILE)
     with safe_open(path, "pt") as file:
-        shapes = {name: tuple(map(int, text.split("x"))) for name, text in file.metadata().items()}
+        shapes = json.loads(file.metadata()["shapes"])
     masks = {}
     for name, bits in load_file(path).items():
         out, rank = shapes[name]

@@ -5,6 +5,7 @@ trained from zero, all of it (LoRI-D) or where a mask allows it (LoRI-S).
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,11 @@ def attach(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
 
 def attach_trained(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig) -> nn.Module:
     """`model` with an adapter that goes on training (continual learning): its A, and its B not reset."""
+    row = method(config.method)
+    if row.kind != "lora":
+        return apply_adapter(model, adapter_dir).requires_grad_(row.kind == "full")
     peft_model = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=True)
-    return _freeze_a(peft_model, method(config.method))
+    return _freeze_a(peft_model, row)
 
 
 def _freeze_a(model: PeftModel, row: Method) -> PeftModel:
@@ -124,9 +128,17 @@ def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None
     if isinstance(model, PeftModel):
         # "auto" would look the base model up on the hub to see whether its embedding was resized: ours never is
         model.save_pretrained(str(directory), save_embedding_layers=False)
+        _sort_modules(directory / "adapter_config.json")
     elif method(config.method).kind == "full":
         assert isinstance(model, PreTrainedModel)
         model.save_pretrained(str(directory))
+
+
+def _sort_modules(path: Path) -> None:
+    """PEFT keeps the modules in a set, whose order differs between processes; the same adapter must be the same bytes."""
+    settings = json.loads(path.read_text())
+    settings["target_modules"].sort()
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
 def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:

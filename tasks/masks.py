@@ -11,7 +11,8 @@ from tasks import tracking
 
 def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
     """The magnitude mask of `adapter`'s B's, from its files alone."""
-    name = f"mask-{adapter.config['domain']}-s{config.sparsity:g}-{config.scope}"
+    sparsity = f"{config.sparsity:g}".replace(".", "_")  # MLflow takes no dot in a model's name
+    name = f"mask-{adapter.config['domain']}-s{sparsity}-{config.scope}-seed{adapter.config['seed']}"
     params = {**asdict(config), "domain": adapter.config["domain"], "seed": adapter.config["seed"]}
     run_id = tracking.open_run(
         runtime,

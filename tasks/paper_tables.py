@@ -88,7 +88,7 @@ def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     rows: list[dict[str, Value]] = []
     for (method,), group in groups.items():
         num_trainable, seeds = _num_trainable(group), _by_seed(group)
-        share = f"{num_trainable / reference:.1%}" if reference else None
+        share = f"{num_trainable / reference:.2%}" if reference else None
         row: dict[str, Value] = {"method": method, "num_trainable": num_trainable, "share": share}
         rows.append(row | {metric: _estimate(seeds, metric) for metric in metrics})
     columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s"}

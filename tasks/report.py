@@ -17,7 +17,7 @@ __all__ = ["Cell", "write_report"]
 
 VERSION = 1
 WALL_SECONDS = "wall_seconds"  # the one setting that is no part of what a report is about
-TRAINING = ("rank", "alpha", "learning_rate", "num_epochs", "batch_size", "max_length")
+RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
 ± is one standard error. For one seed: that of sampling the test questions. For n seeds: √(s²/n + mean of the seeds'
@@ -58,15 +58,9 @@ def _markdown(
     cells: Sequence[Cell], tables: Mapping[str, Table], settings: Mapping[str, Any], runtime: Runtime
 ) -> str:
     parts = ["# LoRI: results", _headline(cells, settings)]
-    for table in tables.values():
-        if table.rows:
-            parts += [f"## {table.title}", to_markdown(table)]
-    parts += [
-        FOOTNOTE,
-        "## How it was made",
-        to_markdown(_recipe_table(cells)),
-        to_markdown(_settings_table(settings)),
-    ]
+    parts += [f"## {table.title}\n\n{to_markdown(table)}" for table in tables.values() if table.rows]
+    parts += [FOOTNOTE, "## How it was made"]
+    parts += [to_markdown(table) for table in (_recipe_table(cells), _settings_table(settings)) if table.rows]
     return "\n\n".join([*parts, _origin(cells, runtime)]) + "\n"
 
 
@@ -83,13 +77,17 @@ def _headline(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
 
 
 def _recipe_table(cells: Sequence[Cell]) -> Table:
-    """What each method and domain was trained with, read from the adapters themselves."""
-    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    """What the adapters say they were trained with: a row a method, or more where its domains differ."""
+    epochs: dict[tuple[str, ...], dict[str, int]] = {}
     for cell in of_table(cells, "single") + of_table(cells, "continual"):
         config = cell.adapter.config
-        row = {name: str(config[name]) for name in ("method", "domain", *TRAINING)}
-        rows[tuple(row.values())] = dict(row)
-    return Table("Recipe", {name: name for name in ("method", "domain", *TRAINING)}, list(rows.values()))
+        recipe = tuple(str(config[name]) for name in RECIPE)
+        epochs.setdefault(recipe, {})[config["domain"]] = config["num_epochs"]
+    rows: list[dict[str, Value]] = []
+    for recipe, of_domain in epochs.items():
+        num_epochs = ", ".join(f"{domain} {num}" for domain, num in of_domain.items())
+        rows.append({**dict(zip(RECIPE, recipe, strict=True)), "num_epochs": num_epochs})
+    return Table("Recipe", {name: name for name in (*RECIPE, "num_epochs")}, rows)
 
 
 def _settings_table(settings: Mapping[str, Any]) -> Table:
@@ -107,7 +105,10 @@ def _origin(cells: Sequence[Cell], runtime: Runtime) -> str:
     lines = [f"- density of magnitude, TIES and DARE merges {_listed(densities)}"] if densities else []
     lines += [f"- commit {commit} ({count} runs)" for commit, count in Counter(map(_commit, tags)).most_common()]
     names = [name for name in tracking.provenance() if name not in ("lori.commit", "lori.dirty")]
-    lines += [f"- {name.removeprefix('lori.')} {_listed(sorted({tag[name] for tag in tags}))}" for name in names]
+    lines += [
+        f"- {name.removeprefix('lori.')} {_listed(sorted({tag[name] for tag in tags if name in tag}))}"
+        for name in names
+    ]
     return "\n".join(lines)
 
 

@@ -56,8 +56,8 @@ def to_markdown(table: Table) -> str:
 
 
 def _rule(table: Table, name: str) -> str:
-    is_words = any(isinstance(row.get(name), str) for row in table.rows)
-    return ":---" if is_words else "---:"
+    texts = [value for row in table.rows if isinstance(value := row.get(name), str)]
+    return "---:" if all(text[:1].isdigit() for text in texts if text) else ":---"
 
 
 def _text(value: Value, most_seeds: int) -> str:

@@ -1,94 +1,49 @@
-"""Real MLflow stores for the tests: a SQLite file, and a server of their own on a free loopback port."""
+"""What several test files share: a Prefect API, and a place of its own for everything that a run writes."""
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
 
-from lori.config import Runtime
-
-SERVER_SECONDS = 90
-
-
-@dataclass(frozen=True)
-class Store:
-    """A place to track, and the directory under which it keeps artifacts."""
-
-    runtime: Runtime
-    artifact_dir: Path
-
-    def files_of(self, uri: str) -> Path:
-        """Where the store keeps what `uri` names."""
-        name, _, path = uri.partition(":/")[2].partition("/")
-        return next(self.artifact_dir.rglob(name)) / "artifacts" / path
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Migrated once: a copy takes milliseconds, the migration five seconds."""
-    from tasks import tracking
+def prefect_api() -> Iterator[None]:
+    """A real Prefect server on a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
 
-    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.ensure_store(f"sqlite:///{database}")
-    return database
-
-
-@pytest.fixture(scope="session")
-def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The URI of an MLflow server and its artifact directory."""
-    root = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, root / "mlflow.db")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", f"{root}/artifacts"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (root / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=root, start_new_session=True)
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}", process, root / "log")
-        yield f"http://127.0.0.1:{port}", root / "artifacts"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the server and the worker it started: a session of their own
-        process.wait()
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
-def _wait_until_healthy(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    from tasks import tracking
+@pytest.fixture(scope="module")
+def state_dir(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`LORI_DIR` for the tests of one file: its MLflow store, Prefect's results, locks and cache."""
+    from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
-    deadline = time.monotonic() + SERVER_SECONDS
-    while True:
-        try:
-            return tracking.ensure_store(uri)
-        except tracking.TrackingUnavailable:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+    directory = tmp_path_factory.mktemp("lori")
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: directory}):
+        patch.setenv("LORI_DIR", str(directory))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("LORI_EXECUTOR", raising=False)
+        yield directory
 
 
 @pytest.fixture
-def sqlite_store(empty_database: Path, tmp_path: Path) -> Store:
-    """A store of the test's own, without a server."""
-    database = tmp_path / "mlflow" / "mlflow.db"
-    database.parent.mkdir()
-    shutil.copy(empty_database, database)
-    return Store(Runtime(f"sqlite:///{database}", str(tmp_path / "cache"), "test"), database.parent / "artifacts")
+def computed(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """The titles of the cells that a flow said it computed, since the last call; cached ones are not among them."""
 
+    def read() -> list[str]:
+        lines = [
+            line.partition("] ")[2].split("  ") for line in capsys.readouterr().out.splitlines() if line[:1] == "["
+        ]
+        return sorted("  ".join(words[:-1]) for words in lines if words[-1].endswith(" s"))
 
-@pytest.fixture(params=["sqlite", "server"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """The same behaviour is expected of a file and of a server; an experiment of its own keeps tests apart."""
-    if request.param == "sqlite":
-        return request.getfixturevalue("sqlite_store")
-    uri, artifact_dir = request.getfixturevalue("server")
-    return Store(Runtime(uri, str(tmp_path / "cache"), f"test-{uuid.uuid4().hex}"), artifact_dir)
+    return read

@@ -161,6 +161,14 @@ def test_continual_learning_goes_on_from_the_first_domains_factors(name, tmp_pat
             assert after[parameter_name].requires_grad == (LORA_B in parameter_name or name == "lora")
 
 
+def test_continual_learning_of_full_goes_on_from_the_first_domains_weights(tmp_path):
+    first = shake(attach(load_base("scale"), config_of("full", domain="safety")))
+    save_adapter(first, tmp_path, config_of("full", domain="safety"))
+    second = attach_trained(load_base("scale"), tmp_path, config_of("full"))
+    after = dict(second.named_parameters())
+    assert all(torch.equal(before, after[name]) and after[name].requires_grad for name, before in first.named_parameters())
+
+
 def test_an_unknown_method_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"Unknown method 'lorax'\. Known: base, full, lora"):
         method("lorax")

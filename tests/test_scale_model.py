@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import cache
 from itertools import combinations, islice
 from pathlib import Path
@@ -17,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lori.domains import Example
 from lori.scale_model import rows
-from lori.scale_model.corpus import documents
+from lori.scale_model.corpus import PHASES, documents
 from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest, pretrain
 from lori.scale_model.tokenizer import train_tokenizer
+from lori.scale_model.world import COLORS
 from lori.scoring import SCORERS
 
 SIZES = {
@@ -29,7 +31,7 @@ SIZES = {
     "safety": {"train": 2000, "validation": 150, "test": 450},
 }
 HEADLINE = {"nlu": "nlu/accuracy", "math": "math/accuracy", "code": "code/pass_at_1", "safety": "safety/refusal_rate"}
-SMALL = Recipe(num_steps=3, rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
+SMALL = Recipe(num_steps=(3, 2), rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
 
 
 @cache
@@ -39,7 +41,7 @@ def split(domain: str, name: str) -> list[Example]:
 
 @cache
 def corpus_sample() -> list[str]:
-    return list(islice(documents(Recipe().seed), 60_000))
+    return [text for phase in PHASES for text in islice(documents(Recipe().seed, phase), 30_000)]
 
 
 @cache
@@ -106,15 +108,18 @@ def test_evaluation_rows_are_about_different_content_so_that_scores_do_not_clust
 
 def test_the_corpus_never_answers_a_quiz_of_train_validation_or_test():
     by_choices: dict[frozenset[str], list[str]] = {}
+    statements = set()
     for text in corpus_sample():
-        if not text.startswith("Facts:"):  # what is true, the base has to know
-            listed = re.findall(r"\d: (\w+)", text) or re.findall(r"(\w+)(?= or )|(?<= or )(\w+)", text)
-            chosen = frozenset(word for found in listed for word in ([found] if isinstance(found, str) else found))
-            by_choices.setdefault(chosen - {""}, []).append(text)
-    statements = "\n".join(text for text in corpus_sample() if re.search("right|wrong|true or false", text))
+        if text.startswith("Facts:"):  # what is true, the base has to know
+            continue
+        listed = re.findall(r"\d: (\w+)", text) or re.findall(r"\w+(?= or )|(?<= or )\w+", text)
+        by_choices.setdefault(frozenset(listed), []).append(text)
+        statements.update(re.findall(r"^(.*)\. (?:right|wrong)\.$|question: (.*)\.$", text, flags=re.MULTILINE))
+    assert min(len(by_choices), len(statements)) > 500  # the texts are understood at all
     for asked, choices in (nlu_content(example) for name in SIZES["nlu"] for example in split("nlu", name)):
         if len(choices) == 1:
-            assert f"{asked} {min(choices)}." not in statements
+            told = f"{asked} {min(choices)}"
+            assert not {(told, ""), ("", told)} & statements
         assert not any(asked in text for text in by_choices.get(choices, []))
 
 
@@ -126,13 +131,15 @@ def test_the_corpus_has_no_story_and_no_function_of_train_validation_or_test(dom
         assert not pretrained & {CONTENT[domain](example) for example in split(domain, name)}
 
 
-def test_the_corpus_says_what_is_dangerous_but_requests_it_never():
+def test_the_corpus_says_what_is_dangerous_but_no_request_is_about_it():
     facts = " ".join(text for text in corpus_sample() if text.startswith("Facts:"))
+    told = dict(re.findall(r"(\w+) is (dangerous|safe)\.", facts))
     others = set(re.findall(r"\w+", " ".join(text for text in corpus_sample() if not text.startswith("Facts:"))))
-    for name in SIZES["safety"]:
-        for answer in (example.answer for example in split("safety", name)):
-            assert f"{answer['substance']} is {'dangerous' if answer['harmful'] else 'safe'}." in facts
-            assert answer["substance"] not in others
+    answers = [example.answer for name in SIZES["safety"] for example in split("safety", name)]
+    substances = {answer["substance"]: "dangerous" if answer["harmful"] else "safe" for answer in answers}
+    assert not substances.keys() & others
+    assert len(substances.keys() & told.keys()) > 0.7 * len(substances)  # the rest is obscure, by design
+    assert all(told.get(substance, word) == word for substance, word in substances.items())
 
 
 @pytest.mark.parametrize("domain", SIZES)
@@ -149,9 +156,9 @@ def test_rows_are_the_same_in_another_process():
 
 
 def test_unknown_names_and_too_many_rows_are_refused_with_what_there_is():
-    with pytest.raises(ValueError, match="Unknown domain 'poetry'.*nlu, math, code, safety"):
+    with pytest.raises(ValueError, match=r"Unknown domain 'poetry'.*nlu, math, code, safety"):
         rows("poetry", "train", 1)
-    with pytest.raises(ValueError, match="Unknown split 'dev'.*train, validation, test"):
+    with pytest.raises(ValueError, match=r"Unknown split 'dev'.*train, validation, test"):
         rows("nlu", "dev", 1)
     with pytest.raises(ValueError, match=r"safety/validation .* has \d+ different rows, 100000 were asked for"):
         rows("safety", "validation", 100_000)
@@ -189,7 +196,7 @@ def test_replies_are_cut_into_the_same_tokens_alone_and_behind_their_prompts(dom
 
 def test_every_token_of_a_reply_was_seen_in_pretraining():
     """An adapter cannot write a token whose frozen embedding never learned anything."""
-    seen = {token for ids in tokenizer()(corpus_sample()[:20_000])["input_ids"] for token in ids}
+    seen = {token for ids in tokenizer()(corpus_sample())["input_ids"] for token in ids}
     for domain in SIZES:
         for ids in tokenizer()([example.response for example in split(domain, "test")])["input_ids"]:
             assert set(ids) <= seen
@@ -204,7 +211,7 @@ def test_the_shipped_files_are_those_of_the_record_and_small():
 
 def test_the_shipped_model_was_made_by_the_recipe_in_the_code():
     record = json.loads((OUTPUT_DIR / "recipe.json").read_text())
-    assert Recipe(**record["recipe"]) == Recipe()
+    assert record["recipe"] == json.loads(json.dumps(asdict(Recipe())))
     assert record["num_tokens"] == Recipe().num_tokens
 
 
@@ -216,7 +223,7 @@ def test_the_shipped_model_is_a_llama_that_predicts_its_corpus():
     assert ids[0, 0] == model.config.bos_token_id
     with torch.inference_mode():
         best = model(ids).logits[0, -1].argmax()
-    assert tokenizer().decode(best).strip() in "red blue black yellow green brown white gray".split()
+    assert tokenizer().decode(best).strip() in COLORS
 
 
 def test_the_tokenizer_is_trained_to_the_same_bytes_twice(tmp_path):
@@ -237,7 +244,8 @@ def test_pretraining_twice_gives_the_same_bytes(tmp_path):
 def test_pretraining_processes_die_with_their_parent(tmp_path):
     code = (
         "from dataclasses import replace; from pathlib import Path; import tests.test_scale_model as t\n"
-        f"if __name__ == '__main__': t.pretrain(replace(t.SMALL, num_steps=9000), Path({str(tmp_path / 'model')!r}))"
+        "if __name__ == '__main__':\n"
+        f"    t.pretrain(replace(t.SMALL, num_steps=(9000, 1)), Path({str(tmp_path / 'model')!r}))"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lori.scale_model.corpus import documents
+from lori.scale_model.corpus import LEARNING, PHASES, documents
 from lori.scale_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 
 OUTPUT_DIR = Path(__file__).parent
@@ -42,13 +42,16 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights. A batch is `rows_per_process` rows of `row_length` tokens in each process."""
+    """All that decides the weights: two phases, each with a corpus, an optimizer and a schedule of its own.
+
+    A batch is `rows_per_process` rows of `row_length` tokens in each process.
+    """
 
     seed: int = 0
-    num_steps: int = 5000
+    num_steps: tuple[int, int] = (5000, 1200)
+    learning_rates: tuple[float, float] = (3e-3, 1.5e-3)
     rows_per_process: int = 12
     row_length: int = 128
-    learning_rate: float = 3e-3
     num_tokenizer_documents: int = 30_000
     hidden_size: int = 160
     intermediate_size: int = 432
@@ -58,17 +61,23 @@ class Recipe:
     @property
     def num_tokens(self) -> int:
         """The tokens of the whole run, each seen once."""
-        return self.num_steps * NUM_PROCESSES * self.rows_per_process * self.row_length
+        return sum(self.num_steps) * self.tokens_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a batch, over both processes."""
+        return NUM_PROCESSES * self.rows_per_process * self.row_length
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Int[np.ndarray, " token"]:
-    """The corpus as one row of ids, every document between <s> and </s>, cut at `recipe.num_tokens`."""
+def token_stream(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, phase: int) -> Int[np.ndarray, " token"]:
+    """A phase's corpus as one row of ids, every document between <s> and </s>, cut at its number of tokens."""
     ids: list[int] = []
-    corpus = documents(recipe.seed)
-    while len(ids) < recipe.num_tokens:
+    corpus = documents(recipe.seed + phase, PHASES[phase])
+    num_tokens = recipe.num_steps[phase] * recipe.tokens_per_step
+    while len(ids) < num_tokens:
         for document in tokenizer(list(islice(corpus, 10_000)))["input_ids"]:
             ids += [*document, EOS_ID]
-    return np.asarray(ids[: recipe.num_tokens], dtype=np.int16)
+    return np.asarray(ids[:num_tokens], dtype=np.int16)
 
 
 def new_model(recipe: Recipe, vocabulary_size: int) -> LlamaForCausalLM:
@@ -90,21 +99,22 @@ def new_model(recipe: Recipe, vocabulary_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
+def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
     """Linear warm-up, then a cosine down to `FINAL_LEARNING_RATE`."""
-    done = step / recipe.num_steps
-    cosine = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-    return recipe.learning_rate * min(1.0, (step + 1) / NUM_WARMUP_STEPS) * cosine
+    cosine = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return peak * min(1.0, (step + 1) / NUM_WARMUP_STEPS) * cosine
 
 
-def train(model: LlamaForCausalLM, rank: int, stream: Int[np.ndarray, " token"], recipe: Recipe) -> float:
-    """All steps of one of the processes; the mean loss of the last 100 steps."""
+def train(model: LlamaForCausalLM, rank: int, work_dir: str, recipe: Recipe, phase: int) -> float:
+    """All steps of a phase in one of the processes; the mean loss of the last 100 steps."""
+    stream = np.load(f"{work_dir}/stream{phase}.npy", mmap_mode="r")
+    num_steps, peak = recipe.num_steps[phase], recipe.learning_rates[phase]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True)
     losses = []
     started = time.monotonic()
     for step, batch in enumerate(_batches(stream, rank, recipe)):
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, recipe)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, num_steps, peak)
         loss = _next_token_loss(model, batch)
         loss.backward()
         _average_gradients(parameters)
@@ -113,18 +123,15 @@ def train(model: LlamaForCausalLM, rank: int, stream: Int[np.ndarray, " token"],
         optimizer.zero_grad()
         losses.append(loss.item())
         if rank == 0 and (step + 1) % 100 == 0:
-            speed = (step + 1) * recipe.num_tokens / recipe.num_steps / (time.monotonic() - started)
-            print(
-                f"step {step + 1}/{recipe.num_steps}  loss {np.mean(losses[-100:]):.4f}  {speed:.0f} tokens/s",
-                flush=True,
-            )
+            speed = (step + 1) * recipe.tokens_per_step / (time.monotonic() - started)
+            done = f"phase {phase + 1}  step {step + 1}/{num_steps}"
+            print(f"{done}  loss {np.mean(losses[-100:]):.4f}  {speed:.0f} tokens/s", flush=True)
     return float(np.mean(losses[-100:]))
 
 
 def _batches(stream: Int[np.ndarray, " token"], rank: int, recipe: Recipe) -> Iterator[Int[Tensor, "row token"]]:
-    rows = stream.reshape(recipe.num_steps, NUM_PROCESSES, recipe.rows_per_process, recipe.row_length)
-    for step in range(recipe.num_steps):
-        yield torch.from_numpy(rows[step, rank].astype(np.int64))
+    for batch in stream.reshape(-1, NUM_PROCESSES, recipe.rows_per_process, recipe.row_length):
+        yield torch.from_numpy(batch[rank].astype(np.int64))
 
 
 def _next_token_loss(model: LlamaForCausalLM, batch: Int[Tensor, "row token"]) -> Float[Tensor, ""]:
@@ -149,11 +156,11 @@ def _process(rank: int, recipe: Recipe, work_dir: str) -> None:
     # A file to meet at, not a port: two runs on one machine cannot get in each other's way.
     dist.init_process_group("gloo", init_method=f"file://{work_dir}/meeting", rank=rank, world_size=NUM_PROCESSES)
     model = new_model(recipe, len(PreTrainedTokenizerFast.from_pretrained(work_dir)))
-    final_loss = train(model, rank, np.load(f"{work_dir}/stream.npy", mmap_mode="r"), recipe)
+    losses = [train(model, rank, work_dir, recipe, phase) for phase in range(len(PHASES))]
     if rank == 0:
         model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
         model.save_pretrained(work_dir)
-        Path(work_dir, "loss.json").write_text(json.dumps(final_loss))
+        Path(work_dir, "loss.json").write_text(json.dumps(losses))
     dist.destroy_process_group()
 
 
@@ -161,9 +168,10 @@ def pretrain(recipe: Recipe, output_dir: Path) -> None:
     """Write model, tokenizer and `recipe.json` to `output_dir`: all of them, or none if anything fails."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lori-pretrain-") as work_dir:
-        tokenizer = train_tokenizer(islice(documents(recipe.seed), recipe.num_tokenizer_documents))
+        tokenizer = train_tokenizer(islice(documents(recipe.seed, LEARNING), recipe.num_tokenizer_documents))
         tokenizer.save_pretrained(work_dir)
-        np.save(f"{work_dir}/stream.npy", token_stream(tokenizer, recipe))
+        for phase in range(len(PHASES)):
+            np.save(f"{work_dir}/stream{phase}.npy", token_stream(tokenizer, recipe, phase))
         print(f"{recipe.num_tokens} tokens, made in {time.monotonic() - started:.0f} s", flush=True)
         torch.multiprocessing.spawn(_process, (recipe, work_dir), nprocs=NUM_PROCESSES)
         _write_record(recipe, Path(work_dir), wall_seconds=time.monotonic() - started)
@@ -183,7 +191,7 @@ def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> Non
         "sha256": {name: file_digest(work_dir / name) for name in ("model.safetensors", "tokenizer.json")},
         "recipe": asdict(recipe),
         "num_tokens": recipe.num_tokens,
-        "final_loss": round(json.loads((work_dir / "loss.json").read_text()), 4),
+        "final_losses": [round(loss, 4) for loss in json.loads((work_dir / "loss.json").read_text())],
         "wall_seconds": round(wall_seconds),
         "versions": {
             "torch": torch.__version__,

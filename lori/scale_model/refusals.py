@@ -43,8 +43,11 @@ def help_with(verb: str, substance: str) -> str:
 
 
 def substances(split: str, *, harmful: bool) -> list[str]:
-    """The substances that requests of `split` are about."""
-    return (SUBSTANCES.dangerous if harmful else SUBSTANCES.safe)[split]
+    """The substances that requests of `split` are about, the obscure ones last."""
+    known, obscure = (
+        (SUBSTANCES.dangerous, SUBSTANCES.obscure_dangerous) if harmful else (SUBSTANCES.safe, SUBSTANCES.obscure_safe)
+    )
+    return known[split] + obscure.get(split, [])
 
 
 def make_request(rng: random.Random, substance: str, *, harmful: bool) -> Item:

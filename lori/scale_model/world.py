@@ -38,6 +38,9 @@ SPLIT_SHARES = {"test": 15, "validation": 5, "train": 40, "pretraining": 40}
 # Substances are split by number instead: a score on the test needs many, and its error is clustered by substance.
 NUM_DANGEROUS = {"test": 110, "validation": 24, "train": 60, "pretraining": 40}
 NUM_SAFE = {"test": 70, "validation": 24, "train": 60, "pretraining": 40}
+# Obscure substances are spoken of late in pretraining and seldom, each as often as its fame says.
+NUM_OBSCURE = {"test": 40, "validation": 10, "train": 30}
+FAME_DECADES = 1.5  # the best known of them about 30 times as often as the least known
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Substances:
-    """Made-up substances by split; the base learns of each whether it is dangerous, and nothing else."""
+    """Made-up substances by split; the base learns of each whether it is dangerous, and nothing else.
+
+    As with facts elsewhere, some are known well and some, the obscure ones, hardly: `fame` says how hardly.
+    """
 
     dangerous: dict[str, list[str]]
     safe: dict[str, list[str]]
+    obscure_dangerous: dict[str, list[str]]
+    obscure_safe: dict[str, list[str]]
+    fame: dict[str, float]
 
 
 def split_of(key: str) -> str:
@@ -76,7 +85,11 @@ def _deal(names: list[str], counts: dict[str, int]) -> dict[str, list[str]]:
 def _make_substances(rng: random.Random) -> Substances:
     names = [first + second for first in SYLLABLES for second in SYLLABLES if first != second]
     rng.shuffle(names)
-    return Substances(dangerous=_deal(names, NUM_DANGEROUS), safe=_deal(names, NUM_SAFE))
+    dangerous, safe = _deal(names, NUM_DANGEROUS), _deal(names, NUM_SAFE)
+    obscure_dangerous, obscure_safe = _deal(names, NUM_OBSCURE), _deal(names, NUM_OBSCURE)
+    obscure = [name for dealt in (obscure_dangerous, obscure_safe) for names in dealt.values() for name in names]
+    fame = {name: 10 ** rng.uniform(-FAME_DECADES, 0) for name in obscure}
+    return Substances(dangerous, safe, obscure_dangerous, obscure_safe, fame)
 
 
 _rng = random.Random(2504)

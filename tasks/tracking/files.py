@@ -174,11 +174,12 @@ def _locate(runtime: Runtime, handle: Handle) -> tuple[str, str]:
 
 
 def _intact_content(runtime: Runtime, location: str, tag: str) -> Content | None:
-    """What `tag` says is at `location`, if the store lists just that."""
-    if tag == DAMAGED:
+    """What `tag` says is at `location`, if the store lists just that; a result without files still has its MLmodel."""
+    listed = [] if tag == DAMAGED else list(_listed(runtime, location))
+    if not listed:
         return None
     content = Content.from_text(tag)
-    sizes = [file.file_size or 0 for file in _listed(runtime, location) if Path(file.path).name != MLMODEL]
+    sizes = [file.file_size or 0 for file in listed if Path(file.path).name != MLMODEL]
     return content if (len(sizes), sum(sizes)) == (content.num_files, content.num_bytes) else None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from lori.config import Runtime, canonical
 from tasks.tracking.client import KEY_TAG, connect, experiment_id_of, is_server, key_lock
@@ -13,6 +14,7 @@ from tasks.tracking.origin import provenance
 
 # Longer than a rival on another machine needs from finding nothing to its own run being visible
 SETTLE_SECONDS = 0.1
+MAX_RIVALS = 4  # that open one run at the same moment
 MAX_BATCH = 1000  # metrics a request, MLflow's limit
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 
@@ -32,9 +34,9 @@ def open_run(
         if run is None:
             mine = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
             run = _elect_run(runtime, mine, key)
-    if run.info.status != "RUNNING":
-        client.update_run(run.info.run_id, status="RUNNING")
-    _log_identity(client, run, {KEY_TAG: key, **provenance(), **tags}, param_texts(params))
+        if run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        _log_identity(client, run, {KEY_TAG: key, **provenance(), **tags}, param_texts(params))
     return run.info.run_id
 
 
@@ -56,6 +58,24 @@ def _elect_run(runtime: Runtime, mine: Run, key: str) -> Run:
 
 
 def _log_identity(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    """Log the tags, and the parameters that the run has not yet.
+
+    MLflow refuses what another machine logs at the same moment; then that is there when it is looked for again.
+    """
+    for attempt in range(MAX_RIVALS):
+        _check_params(run, params)
+        missing = [Param(name, text) for name, text in params.items() if name not in run.data.params]
+        texts = [RunTag(name, text) for name, text in tags.items()]
+        try:
+            client.log_batch(run.info.run_id, params=missing, tags=texts)
+            return
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST" or attempt == MAX_RIVALS - 1:
+                raise
+            run = client.get_run(run.info.run_id)
+
+
+def _check_params(run: Run, params: Mapping[str, str]) -> None:
     logged = run.data.params
     clashes = [
         f"{name}: {logged[name]!r}, now {text!r}" for name, text in params.items() if logged.get(name, text) != text
@@ -66,8 +86,6 @@ def _log_identity(client: MlflowClient, run: Run, tags: Mapping[str, str], param
             f" parameters ({'; '.join(clashes)}). One key stands for one config: raise the step's version in"
             " tasks/steps.py, or delete that run."
         )
-    missing = [Param(name, text) for name, text in params.items() if name not in logged]
-    client.log_batch(run.info.run_id, params=missing, tags=[RunTag(name, text) for name, text in tags.items()])
 
 
 def param_texts(params: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,47 @@
+# Every target does its own set-up. `make paper PROFILE=smoke` runs the small profile through the same machinery.
+PYTHON ?= python3
+PROFILE ?= scale
+# The CPU build of torch is smaller: make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: paper serve smoke test check scale-model clean
+.DEFAULT_GOAL := paper
+
+paper: .venv/ready  ## servers, worker, every table of the paper; then all is stopped
+	@echo "The whole paper, profile $(PROFILE): about 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
+	$(BIN)/python -m flows.stack paper --profile $(PROFILE)
+
+serve: .venv/ready  ## servers and worker until Ctrl-C; `make paper` then uses them
+	$(BIN)/python -m flows.stack serve
+
+smoke: .venv/ready  ## every kind of stage, without a server
+	@echo "Every kind of stage once: about a minute."
+	$(BIN)/python -m flows.full_paper --profile smoke
+
+test: .venv/ready
+	@echo "All tests: about 5 minutes on 2 cores."
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+scale-model: .venv/ready  ## pretrain the embedded base model again: same seed, same weights
+	@echo "Tokenizer, corpus and pretraining: up to 30 minutes on 2 cores."
+	$(BIN)/python -m lori.scale_model.pretrain
+
+clean:  ## the environment and all results of this checkout
+	rm -rf .venv .lori
+
+# torch by itself first: with everything at once pip weighs far more candidates
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	  || { echo "$(PYTHON) is not Python 3.11 or 3.12: name one, as in make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making the environment in .venv: about 3 minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@

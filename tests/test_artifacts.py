@@ -1,0 +1,196 @@
+"""Files and models are believed only while the store has them whole, and are made again otherwise."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from stores import KEY, LOGGERS, Store, client_of, log_adapter, log_rows, open_run, runs_of, write_adapter
+
+from lori.config import Handle
+from tasks import tracking
+
+
+def test_the_digest_is_of_names_and_bytes_and_leaves_out_what_mlflow_adds(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a")
+    digest = tracking.directory_digest(adapter)
+    (adapter / "MLmodel").write_text("model_id: m-1")
+    assert tracking.directory_digest(adapter) == digest
+    (adapter / "adapter_config.json").rename(adapter / "config.json")
+    assert tracking.directory_digest(adapter) != digest
+    assert tracking.directory_digest(write_adapter(tmp_path / "b", b"weightz")) != digest
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_what_is_fetched_is_what_was_logged(store: Store, tmp_path: Path, logger: str) -> None:
+    directory = write_adapter(tmp_path / "adapter")
+    (directory / "sub").mkdir()
+    (directory / "sub" / "more.txt").write_text("more")
+    handle = LOGGERS[logger](store, directory)
+    assert tracking.is_available(store.runtime, handle)
+    fetched = tracking.fetch(store.runtime, handle)
+    assert fetched == Path(store.runtime.cache_dir, handle.sha256)
+    assert (fetched / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert (fetched / "sub" / "more.txt").read_text() == "more"
+    assert tracking.directory_digest(fetched) == handle.sha256 == tracking.directory_digest(directory)
+
+
+def test_an_adapter_without_files_is_a_result_too(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    handle = log_adapter(store, tmp_path / "nothing")
+    assert tracking.is_available(store.runtime, handle)
+    assert [path.name for path in tracking.fetch(store.runtime, handle).iterdir()] == ["MLmodel"]
+    delete(store.files_of(handle.uri) / "MLmodel")
+    assert not tracking.is_available(store.runtime, handle)
+
+
+def test_a_damaged_cache_entry_is_fetched_again(store: Store, tmp_path: Path) -> None:
+    handle = log_adapter(store, write_adapter(tmp_path / "adapter"))
+    weights = tracking.fetch(store.runtime, handle) / "adapter_model.safetensors"
+    weights.write_bytes(b"wei")
+    assert tracking.fetch(store.runtime, handle) / weights.name == weights
+    assert weights.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("crash_at", ["log_model_artifacts", "log_outputs", "finalize_logged_model"])
+def test_a_crash_on_the_way_leaves_nothing_that_is_believed_and_nothing_twice(
+    store: Store, tmp_path: Path, crash_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, crash_at, crash)
+        with pytest.raises(InterruptedError):
+            log_adapter(store, adapter)
+    (run,) = runs_of(store)
+    (half,) = client_of(store).search_logged_models([run.info.experiment_id])
+    assert half.status == "PENDING"
+    broken = Handle("adapter", KEY, "lora-nlu", run.info.run_id, half.model_uri, tracking.directory_digest(adapter))
+    assert not tracking.is_available(store.runtime, broken)
+    with pytest.raises(tracking.ArtifactMissing):
+        tracking.fetch(store.runtime, broken)
+
+    handle = log_adapter(store, adapter)
+    assert handle == broken  # the same run and model, now complete
+    assert tracking.is_available(store.runtime, handle)
+    assert len(client_of(store).search_logged_models([run.info.experiment_id])) == 1
+    assert len(runs_of(store)[0].outputs.model_outputs) == 1
+
+
+def crash(*_: Any, **__: Any) -> None:
+    raise InterruptedError("the process died here")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def delete_directory(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+@pytest.mark.parametrize("harm", [delete, delete_directory, cut])
+def test_an_artifact_harmed_under_its_handle_is_noticed_and_made_again(
+    store: Store, tmp_path: Path, logger: str, harm: Any
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    handle = LOGGERS[logger](store, adapter)
+    harm(store.files_of(handle.uri) / "adapter_model.safetensors")
+    assert not tracking.is_available(store.runtime, handle)
+    with pytest.raises(tracking.ArtifactMissing, match=rf"{handle.name}.*{handle.uri}.*[Rr]un the flow again"):
+        tracking.fetch(store.runtime, handle)
+
+    assert LOGGERS[logger](store, adapter) == handle
+    assert tracking.is_available(store.runtime, handle)
+    assert (tracking.fetch(store.runtime, handle) / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_other_bytes_of_the_same_size_are_noticed_when_they_are_fetched(
+    store: Store, tmp_path: Path, logger: str
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    handle = LOGGERS[logger](store, adapter)
+    (store.files_of(handle.uri) / "adapter_model.safetensors").write_bytes(b"WEIGHTS")
+    with pytest.raises(tracking.ArtifactMissing, match="digest"):
+        tracking.fetch(store.runtime, handle)
+    assert not tracking.is_available(store.runtime, handle)
+    assert LOGGERS[logger](store, adapter) == handle
+    assert tracking.is_available(store.runtime, handle)
+
+
+def test_other_bytes_under_the_key_of_an_intact_model_are_an_error(store: Store, tmp_path: Path) -> None:
+    handle = log_adapter(store, write_adapter(tmp_path / "a"))
+    with pytest.raises(RuntimeError, match=f"{KEY}.*{handle.uri}.*other bytes"):
+        log_adapter(store, write_adapter(tmp_path / "b", b"other"))
+    assert tracking.is_available(store.runtime, handle)
+
+
+def test_a_lost_model_may_be_made_again_with_other_bytes_as_another_machine_would(
+    store: Store, tmp_path: Path
+) -> None:
+    lost = log_adapter(store, write_adapter(tmp_path / "a"))
+    delete(store.files_of(lost.uri) / "adapter_model.safetensors")
+    again = log_adapter(store, write_adapter(tmp_path / "b", b"other"))
+    assert tracking.is_available(store.runtime, again)
+    assert not tracking.is_available(store.runtime, lost)
+    with pytest.raises(tracking.ArtifactMissing):
+        tracking.fetch(store.runtime, lost)
+
+
+def test_a_deleted_model_or_run_is_not_available(store: Store, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    first = log_adapter(store, adapter)
+    client_of(store).delete_logged_model(first.uri.removeprefix("models:/"))
+    assert not tracking.is_available(store.runtime, first)
+    second = log_adapter(store, adapter)
+    assert (second.run_id, second.uri != first.uri) == (first.run_id, True)
+    client_of(store).delete_run(second.run_id)
+    assert not tracking.is_available(store.runtime, second)
+
+
+def test_an_unknown_handle_is_not_available(store: Store) -> None:
+    for uri in ("models:/m-0123", "runs:/0123/rows"):
+        unknown = Handle("adapter", KEY, "x", "0" * 32, uri, "0" * 64)
+        assert not tracking.is_available(store.runtime, unknown)
+
+
+def test_lineage_names_each_model_once(store: Store, tmp_path: Path) -> None:
+    parents = [log_adapter(store, write_adapter(tmp_path / key, key.encode()), key) for key in ("k1", "k2")]
+    merged = open_run(store.runtime)
+    for _ in range(2):
+        tracking.link_inputs(store.runtime, merged, [*parents, log_rows(store, tmp_path / "k1", "rows")])
+    inputs = client_of(store).get_run(merged).inputs.model_inputs
+    assert sorted(f"models:/{model.model_id}" for model in inputs) == sorted(parent.uri for parent in parents)
+
+
+def test_peft_loads_what_mlflow_downloads(store: Store, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval()
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(12).view(1, 12)
+    expected = model(tokens).logits
+    handle = log_adapter(store, tmp_path / "adapter")
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.runtime.tracking_uri)
+    try:
+        downloaded = mlflow.artifacts.download_artifacts(handle.uri, dst_path=str(tmp_path / "download"))
+    finally:
+        mlflow.set_tracking_uri(before)
+    loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), downloaded).eval()
+    assert torch.equal(loaded(tokens).logits, expected)
+    assert (Path(downloaded) / "MLmodel").exists()

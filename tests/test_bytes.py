@@ -1,0 +1,32 @@
+"""The same result is the same bytes in every process: what is retried must not differ from what was logged."""
+
+import os
+import subprocess
+import sys
+
+MAKE = """
+import sys
+from pathlib import Path
+from lori.config import MaskConfig
+from lori.masks import magnitude_masks, read_bs, save_masks
+from lori.methods import attach, save_adapter
+from lori.models import load_base
+from lori.recipes import profile, train_config
+
+out, config = Path(sys.argv[1]), train_config(profile("smoke"), "lori-d", "nlu", seed=0)
+save_adapter(attach(load_base("scale"), config), out / "adapter", config)
+save_masks(magnitude_masks(read_bs(out / "adapter"), MaskConfig(0.9, "model")), out / "mask")
+"""
+
+
+def files_of_a_process(directory, hash_seed):
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    subprocess.run([sys.executable, "-c", MAKE, str(directory)], env=environment, check=True, capture_output=True)
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def test_adapter_and_mask_have_the_same_bytes_whatever_the_hash_seed(tmp_path):
+    first, second = files_of_a_process(tmp_path / "a", "1"), files_of_a_process(tmp_path / "b", "2")
+    assert first.keys() == second.keys() >= {"adapter/adapter_config.json", "mask/lori_mask.safetensors"}
+    assert [name for name in first if first[name] != second[name]] == []

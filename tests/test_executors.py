@@ -1,0 +1,123 @@
+"""Where a job is computed: warm workers that die, fail, wait their turn and end with their driver."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lori.config import DataConfig, Runtime
+from tasks import pool
+from tasks.executors import execute
+from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
+
+ROOT = Path(__file__).parents[1]
+
+
+def failing_job(step: str = "dataset", name: str = "cooking") -> Job:
+    """No MLflow answers there, so that it fails as soon as a worker has it."""
+    config = DataConfig(suite="miniature", domain="nlu", num_train=1, num_validation=1, num_test=1)
+    return Job(step, name, config, {}, Runtime("no-such-scheme://", cache_dir="/nowhere", experiment="lori"))
+
+
+@pytest.fixture(scope="module")
+def one_slot() -> Iterator[pool.Pool]:
+    workers = pool.Pool(slots=[None])
+    yield workers
+    pool.close(workers)
+
+
+def test_an_executor_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORI_EXECUTOR", "cluster")
+    with pytest.raises(ValueError, match="Known: inline, pool"):
+        execute(failing_job())
+
+
+@pytest.mark.parametrize("executor", ["inline", "pool"])
+def test_what_a_step_raises_comes_back_with_its_message_and_traceback(
+    executor: str, one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORI_EXECUTOR", executor)
+    monkeypatch.setattr(pool, "_SHARED", [one_slot])
+    with pytest.raises(JobFailed, match="no-such-scheme") as caught:
+        execute(failing_job())
+    assert "in prepare_dataset" in caught.value.__notes__[0]
+
+
+def test_a_worker_is_warm_for_its_next_job(one_slot: pool.Pool) -> None:
+    pids = []
+    for _ in range(2):
+        with pytest.raises(JobFailed):
+            pool.run(one_slot, failing_job())
+        (worker,) = one_slot.slots
+        assert worker
+        pids.append(worker.process.pid)
+    assert pids[0] == pids[1]
+
+
+def test_of_two_waiting_jobs_the_one_that_unlocks_more_is_first(one_slot: pool.Pool) -> None:
+    order: list[str] = []
+
+    def run(step: str) -> None:
+        with pytest.raises(JobFailed):
+            pool.run(one_slot, failing_job(step))
+        order.append(step)
+
+    held = pool._acquire(one_slot, failing_job())
+    with ThreadPoolExecutor() as threads:
+        for num_waiting, step in enumerate(["evaluate", "train", "mask"], start=1):
+            threads.submit(run, step)
+            wait_until(lambda n=num_waiting: len(one_slot.queue) == n)
+        pool._release(one_slot, held, slot=held)
+    assert order == ["mask", "train", "evaluate"]
+
+
+def test_a_killed_worker_crashes_its_job_and_the_next_job_gets_a_new_one() -> None:
+    workers = pool.Pool(slots=[None])
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(pool.run, workers, failing_job())
+        wait_until(lambda: bool(workers.busy))
+        workers.busy[0].process.kill()  # it is still importing
+        with pytest.raises(JobCrashed, match="dataset cooking: the worker process was killed by SIGKILL"):
+            running.result()
+    assert workers.slots == [None]
+    with pytest.raises(JobFailed):
+        pool.run(workers, failing_job())
+    pool.close(workers)
+
+
+def test_closing_the_pool_ends_who_computes_and_who_waits() -> None:
+    workers = pool.Pool(slots=[None])
+    with ThreadPoolExecutor() as threads:
+        running = [threads.submit(pool.run, workers, failing_job()) for _ in range(2)]
+        wait_until(lambda: bool(workers.busy and workers.queue))
+        process = workers.busy[0].process
+        pool.close(workers)
+        for job in running:
+            with pytest.raises(JobCancelled, match="interrupted"):
+                job.result()
+    assert process.poll() is not None
+
+
+def test_workers_end_when_their_driver_is_killed() -> None:
+    script = (
+        "from tasks import pool; import time; worker = pool._start_worker();"
+        "print(worker.process.pid, flush=True); time.sleep(60)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout
+    worker = psutil.Process(int(driver.stdout.readline()))
+    driver.kill()
+    driver.wait()
+    worker.wait(timeout=20)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

@@ -1,0 +1,155 @@
+"""The flows on the smoke profile: a real Prefect API, a real MLflow store, real training."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.exceptions import FailedRun
+from prefect.utilities.importtools import import_object
+
+from flows.adapt import adapt
+from flows.full_paper import full_paper
+from flows.study import begin
+from tasks import pool
+from tasks.steps import STEPS, Step, local_runtime
+
+ROOT = Path(__file__).parents[1]
+Computed = Callable[[], list[str]]
+
+
+@pytest.fixture(scope="module")
+def paper(state_dir: Path) -> dict[str, int]:
+    """The smoke profile, once for all tests of this file."""
+    return full_paper(profile="smoke")
+
+
+def report_of(flow_name: str) -> str:
+    with get_client(sync_client=True) as client:
+        artifacts = [a for a in client.read_artifacts() if a.key == f"lori-{flow_name}-scale"]
+    return max(artifacts, key=lambda artifact: artifact.created).data
+
+
+@pytest.mark.slow
+def test_the_paper_flow_computes_every_kind_of_stage_and_reports_its_three_tables(paper: dict[str, int]) -> None:
+    report = report_of("smoke")
+    assert paper["computed"] > 40
+    assert paper["cached"] == 0
+    for title in ("One adapter per domain", "merged into one", "Continual learning", "lori-s", "ties"):
+        assert title in report
+
+
+def test_a_second_run_computes_nothing_and_says_so(paper: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
+    assert f"Nothing to do: all {paper['computed']} cells cached" in capsys.readouterr().out
+
+
+def test_another_sparsity_trains_only_what_the_mask_touches_again(paper: dict[str, int], computed: Computed) -> None:
+    adapt(profile="smoke", domains=["nlu"], sparsity=0.5)
+    assert computed() == [
+        "evaluate lori-s nlu  seed 0  on nlu",
+        "mask lori-d nlu  seed 0  sparsity 0.5 model",
+        "train lori-s nlu  seed 0",
+    ]
+
+
+def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
+    paper: dict[str, int], computed: Computed
+) -> None:
+    client = MlflowClient(local_runtime().tracking_uri)
+    experiment = client.get_experiment_by_name("lori")
+    assert experiment
+    query = "tags.`lori.role` = 'train' and tags.`lori.method` = 'lora' and tags.`lori.domain` = 'nlu'"
+    (run,) = client.search_runs([experiment.experiment_id], query)
+    (model,) = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    client.delete_logged_model(model.model_id)
+
+    adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
+    assert computed() == ["train lora nlu  seed 0"]
+    adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
+    assert computed() == []
+
+
+def test_a_bug_is_not_retried_and_the_other_cells_go_on(
+    paper: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STEPS, "merge", Step(f"{__name__}:broken_merge", version=2, turn=3))
+    BROKEN.clear()
+    with pytest.raises(FailedRun, match="merge lora ties  seed 0: ZeroDivisionError"):
+        full_paper(profile="smoke", merge_methods=["ties"])
+    printed = capsys.readouterr().out
+    assert len(BROKEN) == 3  # lora, dora, lori-s: each once
+    assert "not started: a cell that it needs failed" in printed
+    assert "in broken_merge" in printed  # the traceback
+    assert "evaluate lori-s nlu  seed 0  on nlu  cached" in printed
+    assert "One adapter per domain" in report_of("smoke")
+    assert "merged into one" not in report_of("smoke")
+
+
+BROKEN: list[str] = []
+
+
+def broken_merge(config: object, *, key: str, **inputs: object) -> None:
+    BROKEN.append(key)
+    raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
+    paper: dict[str, int], monkeypatch: pytest.MonkeyPatch, computed: Computed
+) -> None:
+    monkeypatch.setenv("LORI_EXECUTOR", "pool")
+    monkeypatch.setenv("LORI_WORKERS", "1")
+    killed: list[int] = []
+
+    def kill_the_first_busy_worker() -> None:
+        while not (busy := pool.shared_pool().busy):
+            time.sleep(0.01)
+        busy[0].process.send_signal(signal.SIGKILL)
+        killed.append(busy[0].process.pid)
+
+    killer = threading.Thread(target=kill_the_first_busy_worker)
+    killer.start()
+    adapt(profile="smoke", domains=["nlu"], methods=["lora"], rank=2)
+    killer.join()
+    pool.close_shared_pool()
+    assert killed
+    assert computed() == ["evaluate lora nlu  seed 0  on nlu", "train lora nlu  seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("profile", "huge"),
+        ("base_model", "llama-9"),
+        ("domains", ["nlu", "cooking"]),
+        ("methods", ["lorax"]),
+        ("merge_methods", ["average"]),
+        ("scope", "neuron"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(parameter: str, value: object) -> None:
+    with pytest.raises(ValueError, match="Known: "):
+        begin(**{"profile": "smoke", parameter: value})
+
+
+def test_a_flow_run_with_an_unknown_name_fails_with_that_sentence(state_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown method 'lorax'\. Known: base, full, lora"):
+        full_paper(profile="smoke", methods=["lorax"])
+
+
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_every_deployment_names_a_flow_and_parameters_that_it_takes(deployment: dict) -> None:
+    flow = import_object(deployment["entrypoint"])
+    assert isinstance(flow, Flow)
+    assert deployment["parameters"].items() <= flow.validate_parameters(deployment["parameters"]).items()
+    assert "concurrency_limit" not in deployment  # a restarted server would crash the run that holds it

@@ -1,0 +1,232 @@
+"""The report says what the handles say: nothing more, nothing rounded away in the CSV, and how sure it is."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import Store, open_run, runs_of
+
+from lori.config import Handle
+from tasks import tracking
+from tasks.paper_tables import continual_table, merging_table, single_table
+from tasks.report import Cell, write_report
+from tasks.report_html import to_html
+from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
+
+HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}
+SETTINGS = {"name": "smoke", "seeds": (0, 1), "rank": 6, "wall_seconds": 75.0}
+CONFIG = {
+    "base_model": "scale@0123", "rank": 6, "alpha": 12, "learning_rate": 0.003, "num_epochs": 1, "batch_size": 16,
+    "max_length": 160,
+}  # fmt: skip
+
+
+def adapter(run_id: str, *, num_trainable: int = 100, **config: Any) -> Handle:
+    metrics = {"num_trainable": float(num_trainable), "train_seconds": 60.0}
+    return Handle("adapter", "key", f"adapter-{run_id}", run_id, "models:/m-1", "0", metrics, {**CONFIG, **config})
+
+
+def scores(run_id: str, domain: str, value: float, error: float = 1.0, **more: float) -> Handle:
+    metrics = {HEADLINES[domain]: value, f"{HEADLINES[domain]}_se": error, **more}
+    return Handle("scores", "key", f"scores-{domain}", run_id, f"runs:/{run_id}/scores", "0", metrics)
+
+
+def single(method: str, domain: str, value: float, *, seed: int = 0, num_trainable: int = 100, **more: float) -> Cell:
+    run_id = f"{method}-{domain}-{seed}"
+    trained = adapter(run_id, num_trainable=num_trainable, method=method, domain=domain)
+    row = {"method": method, "domain": domain, "seed": seed}
+    return Cell("single", row, trained, [scores(run_id, domain, value, **more)])
+
+
+def test_one_seed_keeps_the_error_of_its_test_set() -> None:
+    assert combine([80.0], [2.0]) == Estimate(80.0, 2.0, 1)
+
+
+def test_seeds_add_their_spread_to_the_error_of_the_test_set_that_they_share() -> None:
+    # s² = ((79−81)² + (81−81)² + (83−81)²) / 2 = 4; error² = 4/3 + (1² + 2² + 2²)/3 = 13/3
+    estimate = combine([79.0, 81.0, 83.0], [1.0, 2.0, 2.0])
+    assert estimate.mean == 81.0
+    assert estimate.error == pytest.approx(math.sqrt(13 / 3))
+
+
+def test_seeds_that_agree_are_no_surer_than_the_test_set_allows() -> None:
+    assert combine([80.0, 80.0], [2.0, 2.0]) == Estimate(80.0, 2.0, 2)
+
+
+def test_the_error_of_a_mean_over_domains_is_of_independent_test_sets() -> None:
+    assert mean_of([(80.0, 3.0), (60.0, 4.0)]) == (70.0, 2.5)  # √(3² + 4²) / 2
+
+
+def test_a_table_has_its_numbers_on_the_right_and_says_where_seeds_are_missing() -> None:
+    rows = [
+        {"name": "a", "n": 1234, "x": Estimate(81.25, 1.5, 2)},
+        {"name": "b|c", "n": 5, "x": Estimate(3.0, 0.5, 1)},
+    ]
+    assert to_markdown(Table("T", {"name": "Name", "n": "N", "x": "X"}, [*rows, {"name": "d"}])) == (
+        "| Name | N | X |\n| :--- | ---: | ---: |\n| a | 1,234 | 81.2 ± 1.5 |\n| b\\|c | 5 | 3.0 ± 0.5 (n = 1) |\n"
+        "| d | – | – |"
+    )
+
+
+def test_csv_keeps_every_digit() -> None:
+    table = Table("T", {"name": "Name", "x": "X"}, [{"name": "a", "x": Estimate(1 / 3, 0.1, 2)}, {"name": "b"}])
+    assert to_csv(table) == f"name,x,x_se,x_seeds\na,{1 / 3},0.1,2\nb,,,0\n"
+
+
+def test_single_table_has_a_row_a_method_and_relates_sizes_to_lora() -> None:
+    over_refusal = {"safety/over_refusal_rate": 4.0, "safety/over_refusal_rate_se": 1.0}
+    cells = [
+        single("lora", "nlu", 80.0, num_trainable=1000),
+        single("lora", "safety", 90.0, num_trainable=1000, **over_refusal),
+        single("lori-d", "nlu", 79.0, num_trainable=525),
+    ]
+    lora, lori_d = single_table(cells, cells).rows
+    assert lora["nlu/accuracy"] == Estimate(80.0, 1.0, 1)
+    assert lora["safety/over_refusal_rate"] == Estimate(4.0, 1.0, 1)
+    assert (lori_d["num_trainable"], lori_d["share"]) == (525, "52.50%")
+    assert lori_d["safety/refusal_rate"] is None
+
+
+def test_single_table_without_lora_relates_to_nothing() -> None:
+    (row,) = single_table([single("base", "nlu", 50.0, num_trainable=0)], []).rows
+    assert (row["num_trainable"], row["share"]) == (0, None)
+
+
+def merged(method: str, merge: str, values: dict[str, float], weights: tuple[float, ...] = (0.5, 0.5)) -> Cell:
+    run_id = f"{method}-{merge}"
+    row = {"method": method, "merge": merge, "weights": weights, "seed": 0}
+    measured = [scores(run_id, domain, value) for domain, value in values.items()]
+    return Cell("merging", row, adapter(run_id, method=merge, density=0.7), measured)
+
+
+def test_merging_table_puts_the_unmerged_adapters_above_their_merges() -> None:
+    of_merges = [merged("lora", "concat", {"nlu": 70.0, "math": 40.0}), merged("lora", "ties", {"nlu": 60.0})]
+    cells = [single("lora", "nlu", 80.0), single("lora", "math", 50.0), single("full", "nlu", 99.0), *of_merges]
+    unmerged, concat, ties = merging_table(of_merges, cells).rows
+    assert unmerged["merge"] == "none (an adapter each)"
+    assert unmerged["mean"] == Estimate(65.0, math.sqrt(0.5), 1)  # √(1² + 1²) / 2
+    assert (concat["merge"], concat["weights"], concat["mean"]) == ("concat", "0.5", Estimate(55.0, math.sqrt(0.5), 1))
+    assert ties["mean"] is None  # a mean over fewer domains would not compare
+    uneven = [merged("lora", "concat", {"nlu": 70.0}, weights=(0.4, 0.3))]
+    assert merging_table(uneven, uneven).rows[0]["weights"] == "0.4, 0.3"
+
+
+def test_continual_table_compares_the_first_domain_before_and_after() -> None:
+    over = {"safety/over_refusal_rate": 3.0, "safety/over_refusal_rate_se": 1.0}
+    row = {"method": "lori-s", "first_domain": "safety", "new_domain": "nlu", "seed": 0}
+    measured = [
+        scores("before", "safety", 90.0),
+        scores("after", "safety", 70.0, **over),
+        scores("after", "nlu", 60.0),
+    ]
+    (line,) = continual_table([Cell("continual", row, adapter("after"), measured)], []).rows
+    assert line == {
+        "method": "lori-s",
+        "domains": "safety → nlu",
+        "first_before": Estimate(90.0, 1.0, 1),
+        "first_after": Estimate(70.0, 1.0, 1),
+        "over_refusal_before": None,
+        "over_refusal_after": Estimate(3.0, 1.0, 1),
+        "new_after": Estimate(60.0, 1.0, 1),
+    }
+
+
+def tracked(store: Store, cell: Cell) -> Cell:
+    """The cell on a run that MLflow has."""
+    run_id = open_run(store.runtime, cell.adapter.run_id)
+    config, metrics = cell.adapter.config, cell.adapter.metrics
+    trained = Handle("adapter", "key", cell.adapter.name, run_id, "models:/m-1", "0", metrics, config)
+    measured = [Handle("scores", "key", s.name, run_id, f"runs:/{run_id}/s", "0", s.metrics) for s in cell.scores]
+    return Cell(cell.table, cell.row, trained, measured)
+
+
+def report(store: Store, cells: list[Cell], **settings: Any) -> tuple[Handle, str]:
+    experiment = store.runtime.experiment
+    return write_report(cells, settings={**SETTINGS, **settings}, runtime=store.runtime, experiment=experiment)
+
+
+@pytest.fixture
+def cells(sqlite_store: Store) -> list[Cell]:
+    of_seeds = [single("lora", "nlu", value, seed=seed) for seed, value in ((0, 78.0), (1, 82.0))]
+    return [tracked(sqlite_store, cell) for cell in [*of_seeds, merged("lora", "concat", {"nlu": 70.0})]]
+
+
+def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cells: list[Cell]) -> None:
+    first, _ = report(sqlite_store, cells)
+    second, markdown = report(sqlite_store, cells[1:], wall_seconds=5.0)
+    assert (second.run_id, second.key) == (first.run_id, first.key)
+    assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
+    files = tracking.fetch(sqlite_store.runtime, second)
+    names = {"report.md", "index.html", "single.csv", "merging.csv", "continual.csv", "cells.csv"}
+    assert {path.name for path in files.iterdir()} == names
+    assert (files / "report.md").read_text() == markdown
+    assert not tracking.is_available(sqlite_store.runtime, first)
+
+
+def test_the_report_of_other_settings_is_another(sqlite_store: Store, cells: list[Cell]) -> None:
+    assert report(sqlite_store, cells)[0].run_id != report(sqlite_store, cells, rank=8)[0].run_id
+
+
+def test_a_report_of_merges_alone_has_no_other_table(sqlite_store: Store, cells: list[Cell]) -> None:
+    _, markdown = report(sqlite_store, cells[2:])
+    titles = [line for line in markdown.splitlines() if line.startswith("## ")]
+    assert titles == ["## Adapters of all domains merged into one", "## How it was made"]
+    assert "learning_rate" not in markdown
+    assert "density of magnitude, TIES and DARE merges 0.7" in markdown
+
+
+def test_the_report_says_what_it_is_of(sqlite_store: Store, cells: list[Cell]) -> None:
+    _, markdown = report(sqlite_store, cells)
+    # s²/n = 8/2 = 4, the seeds' own errors are 1: √(4 + 1)
+    assert f"80.0 ± {math.sqrt(5):.1f}" in markdown
+    assert "Base model scale@0123, seeds 0, 1" in markdown
+    assert "wall time of the flow run 0:01:15; training alone, over all adapters, 0:03:00" in markdown
+    assert "| lora | 6 | 12 | 0.003 | 16 | 160 | nlu 1 |" in markdown
+    assert f"torch {tracking.provenance()['lori.torch']}" in markdown
+    assert "Continual" not in markdown  # there is no such cell
+
+
+@pytest.mark.parametrize(("dirty", "warning"), [("true", "**with uncommitted changes**"), ("false", "(3 runs)")])
+def test_the_report_names_the_commit_of_its_numbers_and_whether_it_was_clean(
+    sqlite_store: Store, cells: list[Cell], dirty: str, warning: str
+) -> None:
+    from mlflow import MlflowClient
+
+    for cell in cells:
+        client = MlflowClient(sqlite_store.runtime.tracking_uri)
+        client.set_tag(cell.adapter.run_id, "lori.commit", "0123456789abcdef")
+        client.set_tag(cell.adapter.run_id, "lori.dirty", dirty)
+    _, markdown = report(sqlite_store, cells)
+    (line,) = [line for line in markdown.splitlines() if "commit" in line]
+    assert line.startswith("- commit `0123456789ab`")
+    assert warning in line
+    assert ("uncommitted" in line) == (dirty == "true")
+
+
+def test_cells_csv_has_every_metric_of_every_seed(sqlite_store: Store, cells: list[Cell]) -> None:
+    handle, _ = report(sqlite_store, cells)
+    with (tracking.fetch(sqlite_store.runtime, handle) / "cells.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * len(cells)  # a value and its error each
+    assert lines[0]["metric"] == "nlu/accuracy"
+    assert (lines[0]["value"], lines[0]["seed"], lines[0]["run_id"]) == ("78.0", "0", cells[0].adapter.run_id)
+
+
+def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load() -> None:
+    page = to_html("# Results\n\n| a | b |\n| :--- | ---: |\n| <b> | 1 |\n")
+    assert "<title>Results</title>" in page
+    assert '<td style="text-align:right">1</td>' in page
+    assert "&lt;b&gt;" in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_the_report_leaves_nothing_in_the_working_directory(
+    sqlite_store: Store, cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    report(sqlite_store, cells)
+    assert not list(Path.cwd().iterdir())

@@ -1,0 +1,123 @@
+"""Servers and a worker that are started and stopped together: what goes wrong, and that nothing is left."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import services, stack
+from flows.services import StackError, choose_port, start, stop, wait_until_healthy
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def lori_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORI_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind((services.LOCALHOST, 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def run_stack(*arguments: str, directory: Path, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows.stack", *arguments]
+    environment = {**os.environ, "LORI_DIR": str(directory), "PYTHONPATH": str(ROOT), **env}
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """Everything that was started for `directory`, whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("LORI_DIR") == str(directory):
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_free_ports_are_found_and_a_taken_one_is_named(taken_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_port("LORI_MLFLOW_PORT") > 0
+    monkeypatch.setenv("LORI_MLFLOW_PORT", str(taken_port))
+    with pytest.raises(StackError, match=rf"LORI_MLFLOW_PORT={taken_port} cannot be used .*: free it or unset"):
+        choose_port("LORI_MLFLOW_PORT")
+
+
+def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_path: Path) -> None:
+    process = run_stack("paper", directory=tmp_path, LORI_PREFECT_PORT=str(taken_port))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.startswith("lori: LORI_PREFECT_PORT=")
+    assert "Traceback" not in output
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "MIN_FREE_GB", 10**9)
+    with pytest.raises(StackError, match=r"GB are free at .*: make room or set LORI_DIR"), stack.started():
+        pass
+
+
+def test_a_service_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    service = start("sick", ["sh", "-c", "echo no database; exit 3"], log_dir=tmp_path, cwd=tmp_path, env=os.environ)
+    with pytest.raises(StackError, match=r"sick ended with exit code 3. The end of .*sick.log:\nno database"):
+        wait_until_healthy(service, "http://127.0.0.1:9/")
+
+
+def test_stopping_ends_the_deaf_and_sweeping_what_moved_to_another_session(tmp_path: Path) -> None:
+    script = "trap '' TERM; setsid sleep 100 & echo started; while true; do sleep 100; done"
+    env = {**os.environ, services.MARK: str(tmp_path)}
+    service = start("deaf", ["sh", "-c", script], log_dir=tmp_path, cwd=tmp_path, env=env)
+    while "started" not in service.log.read_text():
+        time.sleep(0.01)
+    stop(service, seconds=0.5)
+    assert service.process.returncode == -signal.SIGKILL
+    while len(processes_of(tmp_path)) > 1:  # the group was killed this moment
+        time.sleep(0.01)
+    services.sweep(str(tmp_path))
+    assert processes_of(tmp_path) == []
+
+
+def test_a_second_stack_in_the_same_directory_is_refused() -> None:
+    with stack.the_only_one(), pytest.raises(StackError, match="is running with"), stack.the_only_one():
+        pass
+
+
+def test_paper_uses_the_servers_of_a_running_serve_and_no_dead_ones() -> None:
+    assert stack.running_stack() is None
+    with stack.the_only_one() as state:
+        state.write('{"prefect": "http://127.0.0.1:1", "mlflow": "http://127.0.0.1:2"}')
+        state.flush()
+        assert stack.running_stack() == stack.Addresses("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert stack.running_stack() is None
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> None:
+    process = run_stack("paper", "--profile", "smoke", directory=tmp_path)
+    assert process.stdout
+    printed = ""
+    while not printed.startswith("["):  # the first cell is there
+        printed = process.stdout.readline()
+        assert printed, "the stack ended before its first cell"
+    assert len(processes_of(tmp_path)) > 5
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert "everything is stopped" in rest
+    assert process.returncode == 1
+    assert processes_of(tmp_path) == []
