@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from hashlib import sha256
 from itertools import count
 
 from lori.domains import Example
@@ -31,9 +32,14 @@ def _draw_code(rng: random.Random, split: str, turn: int) -> Item:
 def _draw_safety(rng: random.Random, split: str, turn: int) -> Item:
     turns = SAFETY_TURNS[split]
     harmful = turns[turn % len(turns)]
-    known = refusals.substances(split, harmful=harmful)
+    known = sorted(refusals.substances(split, harmful=harmful), key=_mixed)
     # Every substance in its turn, so that a test has as many different ones as there are.
     return refusals.make_request(rng, known[turn // len(turns) % len(known)], harmful=harmful)
+
+
+def _mixed(name: str) -> bytes:
+    """An order in which the obscure substances are not the last ones."""
+    return sha256(name.encode()).digest()
 
 
 DRAW: dict[str, Callable[[random.Random, str, int], Item]] = {

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -148,9 +149,15 @@ def _average_gradients(parameters: list[torch.nn.Parameter]) -> None:
         gradient.copy_(averaged.view_as(gradient))
 
 
-def _process(rank: int, recipe: Recipe, work_dir: str) -> None:
-    """One of the processes; it dies with its parent."""
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the signal was asked for
+        sys.exit("The parent process has ended.")
+
+
+def _process(rank: int, recipe: Recipe, work_dir: str, parent: int) -> None:
+    """One of the processes; it dies with its parent."""
+    _die_with(parent)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     # A file to meet at, not a port: two runs on one machine cannot get in each other's way.
@@ -173,7 +180,7 @@ def pretrain(recipe: Recipe, output_dir: Path) -> None:
         for phase in range(len(PHASES)):
             np.save(f"{work_dir}/stream{phase}.npy", token_stream(tokenizer, recipe, phase))
         print(f"{recipe.num_tokens} tokens, made in {time.monotonic() - started:.0f} s", flush=True)
-        torch.multiprocessing.spawn(_process, (recipe, work_dir), nprocs=NUM_PROCESSES)
+        torch.multiprocessing.spawn(_process, (recipe, work_dir, os.getpid()), nprocs=NUM_PROCESSES)
         _write_record(recipe, Path(work_dir), wall_seconds=time.monotonic() - started)
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in SHIPPED:

@@ -24,6 +24,7 @@ class Numbers:
 
 
 SMALL = Numbers(start=(3, 12), change=(1, 9), doubled_up_to=10)
+MEDIUM = Numbers(start=(4, 25), change=(1, 12), doubled_up_to=20)  # of the rows
 LARGE = Numbers(start=(8, 60), change=(2, 24), doubled_up_to=40)
 NO_GAINS_FROM = 76  # so that every count stays below 100
 
@@ -85,7 +86,7 @@ def solution(steps: list[Step]) -> str:
     return "\n".join([*map(equation, steps), f"The final answer is: {apply(steps[-1])}"])
 
 
-def draw(rng: random.Random, split: str, numbers: Numbers = LARGE) -> Item:
+def draw(rng: random.Random, split: str, numbers: Numbers = MEDIUM) -> Item:
     """A story with its solution whose skeleton belongs to `split`."""
     steps = draw_chain(rng, split, rng.choice([2, 3]), numbers)
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
