@@ -32,13 +32,13 @@ from lori.training import train
 SEED = 1000  # none of the seeds that a profile reports
 NUM_MERGE_ROWS = 100
 LEARNING_RATES = {
-    "full": (2e-4, 5e-4, 1e-3, 2e-3),
-    "lora": (1e-3, 2e-3, 5e-3, 1e-2),
-    "dora": (1e-3, 2e-3, 5e-3, 1e-2),
-    "lori-d": (2e-3, 5e-3, 1e-2, 2e-2),
-    "lori-s": (5e-3, 1e-2, 2e-2, 5e-2),
+    "full": (5e-4, 1e-3, 2e-3),
+    "lora": (1e-3, 2e-3, 5e-3),
+    "dora": (1e-3, 2e-3, 5e-3),
+    "lori-d": (3e-3, 5e-3, 1e-2),
+    "lori-s": (1e-2, 2e-2, 4e-2),
 }
-WEIGHTS = (0.25, 0.4, 0.6, 1.0)
+WEIGHTS = (0.25, 0.5, 1.0)
 PROFILE = profile("scale")
 
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tasks.steps import state_dir
+from tasks.steps import COMPUTE_SETTINGS, state_dir
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -18,15 +18,14 @@ LOCAL_SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 
 def use_local_stores() -> None:
-    """Settings of a quiet local run; what is set already stays. Only works before Prefect is imported."""
+    """Settings of a quiet local run; what is set already stays. Only before Prefect and torch are imported."""
     home = state_dir() / "prefect"
     stores = {"PREFECT_HOME": str(home), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state_dir() / "results")}
-    for name, value in {**LOCAL_SETTINGS, **stores}.items():
+    for name, value in {**LOCAL_SETTINGS, **COMPUTE_SETTINGS, **stores}.items():
         os.environ.setdefault(name, value)
     home.mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent
 

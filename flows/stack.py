@@ -41,11 +41,11 @@ WORK_POOL = "lori-cpu"
 MIN_FREE_GB = 2
 LOG_PREFIX = re.compile(r"^▪ +[\d:.]+ +\S{12} ")
 NOISE = re.compile(
-    r"● |└── (Param|Job|Sched)|Finished in state (Completed|Cached)\(|.*deployment.* step|.*submit", re.I
+    r"● |└── (Parameters|Job Variables|Scheduled)|Finished in state (Completed|Cached)\(|Worker '.*' submitting"
+    r"|Flow run '.*' submitted|(Running|Executing|Deployment|All) .*deployment .*steps?|Deployment step"
 )
 SETTINGS = {
     "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "LORI_EXECUTOR": "pool",
     "PREFECT_LOGGING_COLORS": "false",
     "PREFECT_LOGGING_LOG_PRINTS": "true",  # the lines that a flow prints are its progress
@@ -177,8 +177,7 @@ def paper(params: Sequence[str]) -> int:
         return watch(addresses, [], params)
     with the_only_one(), started() as (addresses, services):
         code = watch(addresses, services, params)
-        say_links(addresses)
-        say("`make serve` starts the servers again, with the same data.")
+        say("`make serve` starts the servers of these links again, with the same data on other ports.")
         return code
 
 

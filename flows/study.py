@@ -11,8 +11,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.urls import url_for
 
 from lori import recipes
 from lori.config import Handle
@@ -134,8 +136,9 @@ def _publish(study: Study, rows: list[Row], *, seconds: float) -> None:
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id):
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
-        print(f"MLflow: {url}")
-    print(f"Report: {directory / 'index.html'}")
+        print(f"Prefect: {url_for('flow-run', flow_run.id)}")
+        print(f"MLflow:  {url}")
+    print(f"Report:  {directory / 'index.html'}")
 
 
 def _finished(row: Row) -> Iterator[report.Cell]:

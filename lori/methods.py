@@ -135,7 +135,7 @@ def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None
 
 
 def _sort_modules(path: Path) -> None:
-    """PEFT keeps the modules in a set, whose order differs between processes; the same adapter must be the same bytes."""
+    """PEFT keeps the modules in a set, whose order differs between processes; one adapter must be the same bytes."""
     settings = json.loads(path.read_text())
     settings["target_modules"].sort()
     path.write_text(json.dumps(settings, indent=2, sort_keys=True))

@@ -5,6 +5,7 @@ clipping and loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rate
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
@@ -16,10 +17,12 @@ from lori.models import base_model, identity
 
 ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
 DENSITY = 0.7  # of magnitude, ties and dare
-# Chosen on the validation split, the same number of candidates for every method: benchmarks/learning_rates.py
+# Chosen on the validation split, the same number of candidates for every method: benchmarks/choose_recipe.py
 LEARNING_RATES = {"base": 0.0, "full": 1e-3, "lora": 3e-3, "dora": 3e-3, "lori-d": 5e-3, "lori-s": 2e-2}
-# Likewise, one weight for all adapters of a merge: benchmarks/merge_weights.py
-MERGE_WEIGHTS = {"full": 0.5, "lora": 0.6, "dora": 0.5, "lori-d": 0.6, "lori-s": 0.5}
+# Likewise, for each method and merge method one weight for all adapters
+MERGE_WEIGHTS = {
+    ("full", "concat"): 0.5,
+}
 MAX_NEW_TOKENS = {"nlu": 16, "math": 48, "code": 40, "safety": 32}
 
 
@@ -51,7 +54,7 @@ SCALE = Profile(
     base_model="scale",
     domains=("nlu", "math", "code", "safety"),
     methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
-    merged=("lora", "lori-d", "lori-s"),
+    merged=("full", "lora", "dora", "lori-d", "lori-s"),
     merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
     continual_methods=("lora", "lori-d", "lori-s"),
     continual_first="safety",
@@ -110,6 +113,8 @@ def _narrowed(changed: Profile) -> Profile:
 
 def _checked(changed: Profile) -> Profile:
     base_model(changed.base_model)
+    if empty := [name for name in ("domains", "methods", "seeds") if not getattr(changed, name)]:
+        raise ValueError(f"{empty[0]} is an empty list: name at least one, or leave it out for the profile's.")
     for name in changed.domains:
         domain(name)
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
@@ -117,6 +122,8 @@ def _checked(changed: Profile) -> Profile:
     check_mask_config(mask_config(changed))
     for merge_method in changed.merge_methods:
         check_merge_config(MergeConfig("", merge_method, (), DENSITY, 0), num_adapters=0)
+    if missing := sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS)):
+        raise ValueError(f"No merge weight for {missing[0]}: its adapters are not merged, see MERGE_WEIGHTS (recipes.py).")
     if changed.rank < 1:
         raise ValueError(f"rank is at least 1, not {changed.rank}.")
     return changed
@@ -157,7 +164,7 @@ def mask_config(profile: Profile) -> MaskConfig:
 
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
     """All domains' adapters of one method, equally weighted."""
-    weights = (MERGE_WEIGHTS[method_name],) * len(profile.domains)
+    weights = (MERGE_WEIGHTS[method_name, merge_method],) * len(profile.domains)
     return MergeConfig(identity(profile.base_model), merge_method, weights, DENSITY, seed)
 
 

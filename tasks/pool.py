@@ -20,10 +20,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from lori.config import Handle
-from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, JobFailed, run_step
+from tasks.steps import COMPUTE_SETTINGS, STEPS, Job, JobCancelled, JobCrashed, JobFailed, run_step
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKER_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 WATCH_SECONDS = 0.5  # a worker looks this often whether its driver is still there
 
 
@@ -97,7 +96,7 @@ def _start_worker() -> Worker:
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.pool", str(theirs.fileno()), str(os.getpid())],
-        env={**os.environ, **WORKER_SETTINGS, "PYTHONPATH": python_path},
+        env={**os.environ, **COMPUTE_SETTINGS, "PYTHONPATH": python_path},
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
     )

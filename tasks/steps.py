@@ -10,6 +10,9 @@ from typing import Any
 
 from lori.config import Handle, Runtime, step_key
 
+# Of every process that computes: sums over more threads have other last bits, and two processes share the cores
+COMPUTE_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
 
 @dataclass(frozen=True)
 class Step:

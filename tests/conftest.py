@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
 
+from tasks.steps import COMPUTE_SETTINGS
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.update(COMPUTE_SETTINGS)
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")

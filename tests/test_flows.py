@@ -19,6 +19,7 @@ from flows.full_paper import full_paper
 from flows.study import begin
 from tasks import pool
 from tasks.steps import STEPS, Step, local_runtime
+from tasks.tracking import TrackingUnavailable
 
 ROOT = Path(__file__).parents[1]
 Computed = Callable[[], list[str]]
@@ -137,6 +138,12 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
 def test_an_unknown_name_is_refused_with_the_known_ones(parameter: str, value: object) -> None:
     with pytest.raises(ValueError, match="Known: "):
         begin(**{"profile": "smoke", parameter: value})
+
+
+def test_without_mlflow_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingUnavailable, match=r"No MLflow server answers at http://127\.0\.0\.1:9 .*`make serve`"):
+        begin("smoke")
 
 
 def test_a_flow_run_with_an_unknown_name_fails_with_that_sentence(state_dir: Path) -> None:

@@ -16,6 +16,8 @@ from lori.recipes import PROFILES, data_config, eval_config, merge_config, profi
         ({"scope": "row"}, r"Unknown scope 'row'"),
         ({"sparsity": 1.5}, r"0 <= sparsity < 1"),
         ({"rank": 0}, r"rank is at least 1"),
+        ({"seeds": []}, r"seeds is an empty list"),
+        ({"merged": ["base"]}, r"No merge weight for \('base', 'concat'\)"),
     ],
 )
 def test_a_wrong_name_or_number_is_refused_with_what_is_known(changes, message):

@@ -41,7 +41,7 @@ def split(domain: str, name: str) -> list[Example]:
 
 @cache
 def corpus_sample() -> list[str]:
-    return [text for phase in PHASES for text in islice(documents(Recipe().seed, phase), 30_000)]
+    return [text for phase in PHASES for text in islice(documents(Recipe().seed, phase), 15_000)]
 
 
 @cache

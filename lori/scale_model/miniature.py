@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from itertools import count
 
@@ -32,14 +33,15 @@ def _draw_code(rng: random.Random, split: str, turn: int) -> Item:
 def _draw_safety(rng: random.Random, split: str, turn: int) -> Item:
     turns = SAFETY_TURNS[split]
     harmful = turns[turn % len(turns)]
-    known = sorted(refusals.substances(split, harmful=harmful), key=_mixed)
+    known = _substances_mixed(split, harmful=harmful)
     # Every substance in its turn, so that a test has as many different ones as there are.
     return refusals.make_request(rng, known[turn // len(turns) % len(known)], harmful=harmful)
 
 
-def _mixed(name: str) -> bytes:
-    """An order in which the obscure substances are not the last ones."""
-    return sha256(name.encode()).digest()
+@cache
+def _substances_mixed(split: str, *, harmful: bool) -> list[str]:
+    """In an order in which the obscure ones are not the last."""
+    return sorted(refusals.substances(split, harmful=harmful), key=lambda name: sha256(name.encode()).digest())
 
 
 DRAW: dict[str, Callable[[random.Random, str, int], Item]] = {

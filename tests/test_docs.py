@@ -1,0 +1,50 @@
+"""What the documentation shows is what the run gave, and what it points at is there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+
+from lori.models import identity
+from lori.recipes import LEARNING_RATES, MERGE_WEIGHTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_tables_are_the_reports():
+    before = (ROOT / "README.md").read_text()
+    subprocess.run([sys.executable, "docs/readme_tables.py"], cwd=ROOT, check=True)
+    after = (ROOT / "README.md").read_text()
+    (ROOT / "README.md").write_text(before)
+    assert after == before
+    assert "| lori-s |" in before
+
+
+def test_every_file_of_the_project_is_in_the_readmes_file_map():
+    readme = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"^([\w./-]+\.(?:py|sh|yaml|md|toml|txt|json))\b", readme, re.MULTILINE))
+    files = {path for folder in ("lori", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")}
+    names = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
+    assert names - listed == set()
+    assert all((ROOT / name).exists() for name in listed)
+
+
+def test_links_to_files_lead_somewhere():
+    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "mlflow" / "README.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_folder_mlflow_does_not_hide_the_package():
+    assert "site-packages" in mlflow.__file__
+    assert list((ROOT / "mlflow").rglob("*.py")) == []
+
+
+def test_the_learning_rates_and_weights_are_the_ones_that_the_search_chose():
+    found = json.loads((ROOT / "benchmarks" / "choose_recipe.json").read_text())
+    assert found["base_model"] == identity("scale"), "the base model changed: choose again"
+    assert {method: rate for method, rate in LEARNING_RATES.items() if method != "base"} == found["learning_rates"]
+    assert {" ".join(names): weight for names, weight in MERGE_WEIGHTS.items()} == found["merge_weights"]
