@@ -18,10 +18,34 @@ from lori.models import base_model, identity
 ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
 DENSITY = 0.7  # of magnitude, ties and dare
 # Chosen on the validation split, the same number of candidates for every method: benchmarks/choose_recipe.py
-LEARNING_RATES = {"base": 0.0, "full": 1e-3, "lora": 3e-3, "dora": 3e-3, "lori-d": 5e-3, "lori-s": 2e-2}
+LEARNING_RATES = {"base": 0.0, "full": 0.0005, "lora": 0.002, "dora": 0.002, "lori-d": 0.005, "lori-s": 0.04}
 # Likewise, for each method and merge method one weight for all adapters
 MERGE_WEIGHTS = {
     ("full", "concat"): 0.5,
+    ("full", "linear"): 0.5,
+    ("full", "magnitude"): 0.5,
+    ("full", "ties"): 1.0,
+    ("full", "dare"): 0.5,
+    ("lora", "concat"): 1.0,
+    ("lora", "linear"): 0.5,
+    ("lora", "magnitude"): 0.5,
+    ("lora", "ties"): 1.0,
+    ("lora", "dare"): 0.5,
+    ("dora", "concat"): 1.0,
+    ("dora", "linear"): 1.0,
+    ("dora", "magnitude"): 1.0,
+    ("dora", "ties"): 1.0,
+    ("dora", "dare"): 0.5,
+    ("lori-d", "concat"): 1.0,
+    ("lori-d", "linear"): 0.5,
+    ("lori-d", "magnitude"): 0.5,
+    ("lori-d", "ties"): 1.0,
+    ("lori-d", "dare"): 0.25,
+    ("lori-s", "concat"): 0.5,
+    ("lori-s", "linear"): 0.25,
+    ("lori-s", "magnitude"): 0.25,
+    ("lori-s", "ties"): 0.25,
+    ("lori-s", "dare"): 0.25,
 }
 MAX_NEW_TOKENS = {"nlu": 16, "math": 48, "code": 40, "safety": 32}
 
@@ -123,7 +147,7 @@ def _checked(changed: Profile) -> Profile:
     for merge_method in changed.merge_methods:
         check_merge_config(MergeConfig("", merge_method, (), DENSITY, 0), num_adapters=0)
     if missing := sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS)):
-        raise ValueError(f"No merge weight for {missing[0]}: its adapters are not merged, see MERGE_WEIGHTS (recipes.py).")
+        raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
     if changed.rank < 1:
         raise ValueError(f"rank is at least 1, not {changed.rank}.")
     return changed
