@@ -14,7 +14,7 @@ from lori.scale_model.world import Item, split_of
 
 NUM_TESTS = 6
 ENTRY_POINTS = ["solve", "task", "run", "calc", "work"]
-CAREFUL_ENTRY_POINTS = ENTRY_POINTS[:2]  # the base writes these whole, and forgets a part of others
+CAREFUL_ENTRY_POINTS = ENTRY_POINTS[:2]  # the careless phase writes these whole; others lose a part
 # Rare words are as common in the rows as the others, and hardly ever seen in pretraining: an adapter has something to
 # learn that is more than a habit.
 OPERATIONS = {

@@ -9,7 +9,7 @@ NAMES = words("Tom Ann Bob Sue Max Eva Leo Mia")
 THINGS = words("apples books coins cards balls cakes eggs pens")
 GAINS = ["buys", "finds", "gets"]
 LOSSES = ["eats", "gives away", "loses", "sells"]
-CAREFUL_THINGS = THINGS[:2]  # the base works out stories about these to the end, and drops the last step of others
+CAREFUL_THINGS = THINGS[:2]  # the careless phase works stories about these out to the end; others lose a step
 Step = tuple[int, str, int]
 FAMILIES = {2: "two_steps", 3: "three_steps"}
 
