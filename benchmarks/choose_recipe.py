@@ -1,6 +1,6 @@
 """Choose the scale model's learning rates and merge weights on the validation split, alike for every method.
 
-    python -m benchmarks.choose_recipe      # about 20 minutes on 2 cores; writes benchmarks/choose_recipe.json
+    python -m benchmarks.choose_recipe      # about 15 minutes on 2 cores; writes benchmarks/choose_recipe.json
 
 Every method gets the same number of candidates, and one learning rate (or one weight for a merge method) for all
 domains: the one with the best mean over domains. The test split is not read. `lori/recipes.py` holds the choice.
@@ -19,35 +19,35 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process, two processes
 
 from lori.config import MergeConfig
-from lori.data import splits, tokenise
+from lori.data import make_rows, tokenise
 from lori.domains import DOMAINS
 from lori.evaluation import evaluate
 from lori.masks import magnitude_masks, read_bs
 from lori.merging import merge
 from lori.methods import METHODS, apply_adapter, attach, save_adapter
 from lori.models import identity, load_base, load_tokenizer
-from lori.recipes import DENSITY, data_config, eval_config, mask_config, profile, train_config
+from lori.recipes import DENSITY, PROFILES, data_config, eval_config, mask_config, train_config
 from lori.training import train
 
 SEED = 1000  # none of the seeds that a profile reports
 NUM_MERGE_ROWS = 100
 LEARNING_RATES = {
-    "full": (5e-4, 1e-3, 2e-3),
-    "lora": (1e-3, 2e-3, 5e-3),
-    "dora": (1e-3, 2e-3, 5e-3),
-    "lori-d": (3e-3, 5e-3, 1e-2),
-    "lori-s": (1e-2, 2e-2, 4e-2),
+    "full": (1.25e-4, 2.5e-4, 5e-4, 1e-3),
+    "lora": (1e-3, 2e-3, 4e-3, 8e-3),
+    "dora": (1e-3, 2e-3, 4e-3, 8e-3),
+    "lori-d": (2.5e-3, 5e-3, 1e-2, 2e-2),
+    "lori-s": (1e-2, 2e-2, 4e-2, 8e-2),
 }
-WEIGHTS = (0.25, 0.5, 1.0)
-PROFILE = profile("scale")
+WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0)
+PROFILE = PROFILES["scale"]  # unchecked: a new method has no weights yet
 
 
 def validation_score(domain: str, model_dir: Path, num_rows: int = PROFILE.num_validation) -> float:
     """The headline in percent; for safety the mean of refusing what is harmful and helping with what is not."""
     tokenizer = load_tokenizer(PROFILE.base_model)
     model = apply_adapter(load_base(PROFILE.base_model), model_dir)
-    examples = splits(data_config(PROFILE, domain))["validation"][:num_rows]
-    metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(PROFILE, domain, "validation"), seed=SEED))
+    examples = make_rows(data_config(PROFILE, domain, "validation"))[:num_rows]
+    metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(PROFILE, domain), seed=SEED))
     if domain == "safety":
         return (metrics["safety/refusal_rate"] + 100 - metrics["safety/over_refusal_rate"]) / 2
     return metrics[DOMAINS[domain].headline]
@@ -65,7 +65,7 @@ def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: floa
     masks = None
     if dense_rate is not None:
         masks = magnitude_masks(read_bs(adapter_dir(root, "lori-d", domain, dense_rate)), mask_config(PROFILE))
-    rows = tokenise(splits(data_config(PROFILE, domain))["train"], tokenizer, config)
+    rows = tokenise(make_rows(data_config(PROFILE, domain, "train")), tokenizer, config)
     train(model, rows, config, tokenizer=tokenizer, masks=masks)
     out = adapter_dir(root, method, domain, rate)
     save_adapter(model, out, config)
@@ -124,6 +124,11 @@ def show(record: dict) -> dict:
     return record
 
 
+def edges(candidates: tuple[float, ...]) -> tuple[float, float]:
+    """Where the best may lie outside of what was tried."""
+    return min(candidates), max(candidates)
+
+
 def main() -> None:
     started, rates = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -140,6 +145,8 @@ def main() -> None:
         "seed": SEED,
         "learning_rates": rates,
         "merge_weights": dict(sorted(weights.items())),
+        "rates_at_an_edge": [name for name, rate in rates.items() if rate in edges(LEARNING_RATES[name])],
+        "weights_at_an_edge": [name for name, weight in sorted(weights.items()) if weight in edges(WEIGHTS)],
         "tried_rates": tried,
         "tried_weights": merged,
         "wall_seconds": round(time.monotonic() - started),

@@ -11,9 +11,9 @@ from lori.recipes import data_config, eval_config, mask_config, train_config
 from tasks.cells import Future, evaluate, extract_mask, prepare_dataset, train_adapter
 
 
-def dataset(study: Study, domain: str) -> Future:
-    """The rows of a domain."""
-    return prepare_dataset(study.cells, data_config(study.profile, domain))
+def dataset(study: Study, domain: str, split: str) -> Future:
+    """The rows of a domain to train or to test on."""
+    return prepare_dataset(study.cells, data_config(study.profile, domain, split))
 
 
 def adapter(study: Study, method: str, domain: str, seed: int) -> Future:
@@ -21,7 +21,7 @@ def adapter(study: Study, method: str, domain: str, seed: int) -> Future:
     return train_adapter(
         study.cells,
         train_config(study.profile, method, domain, seed),
-        dataset=dataset(study, domain),
+        dataset=dataset(study, domain, "train"),
         mask=mask(study, method, domain, seed),
     )
 
@@ -36,7 +36,8 @@ def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
 
 def scores(study: Study, adapter: Future, domain: str) -> Future:
     """An adapter on a domain's test set."""
-    return evaluate(study.cells, eval_config(study.profile, domain), adapter=adapter, dataset=dataset(study, domain))
+    config, rows = eval_config(study.profile, domain), dataset(study, domain, "test")
+    return evaluate(study.cells, config, adapter=adapter, dataset=rows)
 
 
 def single_domain(study: Study) -> list[Row]:

@@ -25,7 +25,7 @@ def continual_learning(study: Study) -> list[Row]:
         after = train_adapter(
             study.cells,
             train_config(profile, method, domain, seed),
-            dataset=dataset(study, domain),
+            dataset=dataset(study, domain, "train"),
             mask=mask(study, method, domain, seed),
             start_from=before,
         )

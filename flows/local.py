@@ -1,4 +1,4 @@
-"""A flow in a terminal, without a server: Prefect and MLflow keep their databases under `.lori/`."""
+"""A flow in a terminal, without a server: Prefect and MLflow keep their databases under `.lori/local/`."""
 
 import argparse
 import json
@@ -23,8 +23,11 @@ LOCAL_SETTINGS = {
 
 def use_local_stores() -> None:
     """Settings of a quiet local run; what is set already stays. Only before Prefect and torch are imported."""
-    home = state_dir() / "prefect"
-    stores = {"PREFECT_HOME": str(home), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(state_dir() / "results")}
+    # Apart from the servers' own: one experiment lives in a server or in a file, and one database has one writer
+    home = state_dir() / "local" / "prefect"
+    results = state_dir() / "local" / "results"
+    stores = {"PREFECT_HOME": str(home), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results)}
+    os.environ.pop("PREFECT_API_URL", None)
     for name, value in {**LOCAL_SETTINGS, **COMPUTE_SETTINGS, **stores}.items():
         os.environ.setdefault(name, value)
     home.mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent

@@ -30,6 +30,8 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     domains: list[str] | None = None,
     methods: list[str] | None = None,
     merge_methods: list[str] | None = None,
+    weights: list[float] | None = None,
+    density: float | None = None,
     rank: int | None = None,
     sparsity: float | None = None,
     scope: str | None = None,
@@ -43,11 +45,14 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         domains: Rows of DOMAINS (lori/domains.py).
         methods: Rows of METHODS (lori/methods.py) whose adapters are merged.
         merge_methods: Rows of MERGE_METHODS (lori/merging.py).
+        weights: One per domain, in their order.
+        density: Share of entries that magnitude, ties and dare keep.
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
         scope: Which entries compete for the mask (lori/masks.py).
         seeds: One table row is the mean over these.
     """
     overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
+    overrides |= {"weights": weights and [float(weight) for weight in weights], "density": density}
     study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, merging)

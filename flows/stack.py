@@ -251,7 +251,9 @@ def main() -> None:
     except StackError as error:
         sys.exit(f"lori: {error}")
     except KeyboardInterrupt:
-        sys.exit("Interrupted: everything is stopped. What was computed stays.")
+        sys.exit(
+            "Interrupted: what this command started is stopped (a flow run on `make serve` goes on); results stay."
+        )
 
 
 if __name__ == "__main__":

@@ -76,8 +76,12 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
     started = time.monotonic()
     with interruptible():
         rows = [row for stage in stages for row in stage(study)]
+        if not rows:
+            raise ValueError(
+                "These domains and methods leave no row of a table: two domains merge, safety comes first."
+            )
         progress = _follow(study.cells)
-        _publish(study, rows, seconds=time.monotonic() - started)
+        _publish(study, rows, progress, seconds=time.monotonic() - started)
     summary = _summary(progress, seconds=time.monotonic() - started)
     print(summary, flush=True)
     if progress.failed:
@@ -123,12 +127,14 @@ def _summary(progress: Progress, *, seconds: float) -> str:
     return f"{progress.computed} cells computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
 
 
-def _publish(study: Study, rows: list[Row], *, seconds: float) -> None:
+def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: float) -> None:
     """Write the report to MLflow, and leave it and a link to MLflow as artifacts of the flow run."""
     finished = [cell for row in rows for cell in _finished(row)]
     if not finished:
         return
-    runtime, settings = local_runtime(), {**asdict(study.profile), "wall_seconds": seconds}
+    runtime = local_runtime()
+    effort = {"wall_seconds": seconds, "num_computed": progress.computed, "num_cached": progress.cached}
+    settings = {**asdict(study.profile), **effort}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
         handle, markdown = write_report(finished, settings)
         directory = tracking.fetch(runtime, handle)

@@ -15,13 +15,15 @@ KEY_LENGTH = 32  # hex digits: 128 bits, and still readable in a table
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The rows of one domain. `suite` says which world they come from: `miniature` is the scale model's own."""
+    """The rows of one split of a domain. `suite` is the world that they come from: `miniature` is the scale model's.
+
+    One split each, so that a longer test trains nothing again.
+    """
 
     suite: str
     domain: str
-    num_train: int
-    num_validation: int
-    num_test: int
+    split: str
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TrainConfig:
     """One training run. `num_epochs` and the summed-token loss are the paper's (appendix, hyper-parameters)."""
 
     base_model: str
+    projections: tuple[str, ...]
     method: str
     domain: str
     rank: int
@@ -68,7 +71,6 @@ class EvalConfig:
     """
 
     domain: str
-    split: str
     num_samples: int
     temperature: float
     top_p: float

@@ -18,10 +18,9 @@ IGNORED = -100  # torch's cross_entropy skips this label
 SUITES: dict[str, Callable[[str, str, int], list[Example]]] = {"miniature": miniature_rows}
 
 
-def splits(config: DataConfig) -> dict[str, list[Example]]:
-    """The train, validation and test rows of a domain."""
-    sizes = {"train": config.num_train, "validation": config.num_validation, "test": config.num_test}
-    return {split: SUITES[config.suite](config.domain, split, size) for split, size in sizes.items()}
+def make_rows(config: DataConfig) -> list[Example]:
+    """The rows that `config` names."""
+    return SUITES[config.suite](config.domain, config.split, config.num_rows)
 
 
 def save_rows(examples: Sequence[Example], path: Path) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lori.config import TrainConfig
-from lori.models import base_model
 
 LORA_A, LORA_B = ".lora_A.", ".lora_B."
 
@@ -78,7 +77,7 @@ def attach(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
         lora_dropout=0.0,
         bias="none",
         use_dora=row.use_dora,
-        target_modules=list(base_model(config.base_model).projections),
+        target_modules=list(config.projections),
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(model, lora)

@@ -16,15 +16,17 @@ LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class BaseModel:
     """Where the weights lie, and what LoRI needs to know of them.
 
+    `source` is a folder or a hub id, `revision` the hub's commit; None for the scale model, whose recipe has digests.
     `suite` names the world that its domains are drawn from; `projections` are the linears that get an adapter.
     """
 
     source: str
+    revision: str | None
     suite: str
     projections: tuple[str, ...]
 
 
-BASE_MODELS = {"scale": BaseModel(str(SCALE_MODEL_DIR), suite="miniature", projections=LLAMA_PROJECTIONS)}
+BASE_MODELS = {"scale": BaseModel(str(SCALE_MODEL_DIR), None, suite="miniature", projections=LLAMA_PROJECTIONS)}
 
 
 def base_model(identity: str) -> BaseModel:
@@ -42,7 +44,9 @@ def base_model(identity: str) -> BaseModel:
 
 
 def _revision(row: BaseModel) -> str:
-    """12 hex digits that stand for the shipped weights and tokenizer, from the digests in their recipe."""
+    """The hub's commit, or 12 hex digits that stand for the shipped weights and tokenizer."""
+    if row.revision:
+        return row.revision
     digests = json.loads((Path(row.source) / "recipe.json").read_text())["sha256"]
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -54,14 +58,19 @@ def identity(name: str) -> str:
 
 def load_base(name: str, device: str = "cpu") -> PreTrainedModel:
     """The base model in fp32, in eval mode, with nothing trainable."""
-    source = base_model(name).source
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, device_map=device)
+    if device == "cpu":
+        torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on how many there are
+    row = base_model(name)
+    model = AutoModelForCausalLM.from_pretrained(
+        row.source, revision=row.revision, dtype=torch.float32, device_map=device
+    )
     return model.requires_grad_(False).eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The base model's tokenizer; prompts are padded on the left, as generation needs it."""
-    return AutoTokenizer.from_pretrained(base_model(name).source, padding_side="left")
+    row = base_model(name)
+    return AutoTokenizer.from_pretrained(row.source, revision=row.revision, padding_side="left")
 
 
 def pad_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

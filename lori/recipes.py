@@ -18,34 +18,34 @@ from lori.models import base_model, identity
 ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
 DENSITY = 0.7  # of magnitude, ties and dare
 # Chosen on the validation split, the same number of candidates for every method: benchmarks/choose_recipe.py
-LEARNING_RATES = {"base": 0.0, "full": 0.0005, "lora": 0.002, "dora": 0.002, "lori-d": 0.005, "lori-s": 0.04}
+LEARNING_RATES = {"base": 0.0, "full": 0.00025, "lora": 0.002, "dora": 0.002, "lori-d": 0.01, "lori-s": 0.04}
 # Likewise, for each method and merge method one weight for all adapters
 MERGE_WEIGHTS = {
-    ("full", "concat"): 0.5,
-    ("full", "linear"): 0.5,
-    ("full", "magnitude"): 0.5,
+    ("full", "concat"): 1.0,
+    ("full", "linear"): 1.0,
+    ("full", "magnitude"): 1.0,
     ("full", "ties"): 1.0,
-    ("full", "dare"): 0.5,
+    ("full", "dare"): 1.0,
     ("lora", "concat"): 1.0,
     ("lora", "linear"): 0.5,
     ("lora", "magnitude"): 0.5,
-    ("lora", "ties"): 1.0,
+    ("lora", "ties"): 2.0,
     ("lora", "dare"): 0.5,
     ("dora", "concat"): 1.0,
     ("dora", "linear"): 1.0,
     ("dora", "magnitude"): 1.0,
     ("dora", "ties"): 1.0,
-    ("dora", "dare"): 0.5,
-    ("lori-d", "concat"): 1.0,
-    ("lori-d", "linear"): 0.5,
-    ("lori-d", "magnitude"): 0.5,
-    ("lori-d", "ties"): 1.0,
+    ("dora", "dare"): 1.0,
+    ("lori-d", "concat"): 0.5,
+    ("lori-d", "linear"): 0.25,
+    ("lori-d", "magnitude"): 0.25,
+    ("lori-d", "ties"): 0.5,
     ("lori-d", "dare"): 0.25,
     ("lori-s", "concat"): 0.5,
     ("lori-s", "linear"): 0.25,
     ("lori-s", "magnitude"): 0.25,
     ("lori-s", "ties"): 0.25,
-    ("lori-s", "dare"): 0.25,
+    ("lori-s", "dare"): 0.125,
 }
 # Safety's requests cluster by substance, and a third of them are harmless: more are needed for the same error
 TEST_FACTOR = {"nlu": 1, "math": 1, "code": 1, "safety": 3}
@@ -54,7 +54,7 @@ MAX_NEW_TOKENS = {"nlu": 16, "math": 48, "code": 40, "safety": 32}
 
 @dataclass(frozen=True)
 class Profile:
-    """The cells of one run of the whole paper. Sizes are rows of a domain; its test set is `TEST_FACTOR` times as large."""
+    """The cells of one run of the whole paper. Sizes are rows of a domain; tests have `TEST_FACTOR` times as many."""
 
     name: str
     base_model: str
@@ -62,6 +62,8 @@ class Profile:
     methods: tuple[str, ...]
     merged: tuple[str, ...]
     merge_methods: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    density: float
     continual_methods: tuple[str, ...]
     continual_first: str
     seeds: tuple[int, ...]
@@ -82,6 +84,8 @@ SCALE = Profile(
     methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
     merged=("full", "lora", "dora", "lori-d", "lori-s"),
     merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
+    weights=None,
+    density=DENSITY,
     continual_methods=("lora", "lori-d", "lori-s"),
     continual_first="safety",
     seeds=(0,),
@@ -139,37 +143,42 @@ def _narrowed(changed: Profile) -> Profile:
 
 def _checked(changed: Profile) -> Profile:
     base_model(changed.base_model)
-    if empty := [name for name in ("domains", "methods", "seeds") if not getattr(changed, name)]:
-        raise ValueError(f"{empty[0]} is an empty list: name at least one, or leave it out for the profile's.")
+    for name in ("domains", "methods", "seeds"):
+        values = getattr(changed, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {list(values)}: name at least one, each once, or leave it out.")
     for name in changed.domains:
         domain(name)
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
     check_mask_config(mask_config(changed))
+    weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
     for merge_method in changed.merge_methods:
-        check_merge_config(MergeConfig("", merge_method, (), DENSITY, 0), num_adapters=0)
-    if missing := sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS)):
+        config = MergeConfig("", merge_method, weights, changed.density, 0)
+        check_merge_config(config, num_adapters=len(changed.domains))
+    missing = sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS))
+    if missing and changed.weights is None:
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
     if changed.rank < 1:
         raise ValueError(f"rank is at least 1, not {changed.rank}.")
     return changed
 
 
-def data_config(profile: Profile, domain_name: str) -> DataConfig:
-    """Rows for `num_steps` steps over the paper's number of epochs, and the splits that are scored."""
-    return DataConfig(
-        suite=base_model(profile.base_model).suite,
-        domain=domain_name,
-        num_train=profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs,
-        num_validation=profile.num_validation,
-        num_test=profile.num_test * TEST_FACTOR[domain_name],
-    )
+def data_config(profile: Profile, domain_name: str, split: str) -> DataConfig:
+    """To train, rows for `num_steps` steps over the paper's number of epochs; else the rows that are scored."""
+    sizes = {
+        "train": profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs,
+        "validation": profile.num_validation,
+        "test": profile.num_test * TEST_FACTOR[domain_name],
+    }
+    return DataConfig(base_model(profile.base_model).suite, domain_name, split, sizes[split])
 
 
 def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
     """The training of one adapter; in continual learning of the second domain as well."""
     return TrainConfig(
         base_model=identity(profile.base_model),
+        projections=base_model(profile.base_model).projections,
         method=method_name,
         domain=domain_name,
         rank=profile.rank,
@@ -189,17 +198,16 @@ def mask_config(profile: Profile) -> MaskConfig:
 
 
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
-    """All domains' adapters of one method, equally weighted."""
-    weights = (MERGE_WEIGHTS[method_name, merge_method],) * len(profile.domains)
-    return MergeConfig(identity(profile.base_model), merge_method, weights, DENSITY, seed)
+    """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
+    weights = profile.weights or (MERGE_WEIGHTS[method_name, merge_method],) * len(profile.domains)
+    return MergeConfig(identity(profile.base_model), merge_method, weights, profile.density, seed)
 
 
-def eval_config(profile: Profile, domain_name: str, split: str = "test") -> EvalConfig:
+def eval_config(profile: Profile, domain_name: str) -> EvalConfig:
     """How a domain is scored."""
     row = DOMAINS[domain_name]
     return EvalConfig(
         domain=domain_name,
-        split=split,
         num_samples=row.num_samples,
         temperature=row.temperature,
         top_p=row.top_p,

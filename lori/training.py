@@ -138,6 +138,10 @@ def train(
         started = time.time()
         trainer.train()
         elapsed = time.time() - started
+    return _curve(trainer, started, elapsed)
+
+
+def _curve(trainer: SequenceLossTrainer, started: float, elapsed: float) -> list[dict[str, int | float]]:
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [
         {

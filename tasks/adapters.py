@@ -15,6 +15,7 @@ from lori.methods import attach, attach_trained, method, num_trainable, save_ada
 from lori.models import load_base, load_tokenizer
 from lori.training import train
 from tasks import tracking
+from tasks.data import ROWS_FILE
 
 
 def train_adapter(
@@ -41,16 +42,17 @@ def train_adapter(
         "lori.domain": config.domain,
         "lori.seed": str(config.seed),
     }
-    run_id = tracking.open_run(runtime, key, name, experiment=runtime.experiment, tags=tags, params=params)
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         curve, metrics = _train(
             config, Path(scratch), dataset=dataset, mask=mask, start_from=start_from, runtime=runtime
         )
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
-    tracking.log_curve(runtime, run_id, curve)
-    tracking.log_metrics(runtime, run_id, metrics)
-    tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from) if handle])
-    tracking.close_run(runtime, run_id)
+        tracking.log_curve(runtime, run_id, curve)
+        tracking.log_metrics(runtime, run_id, metrics)
+        tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from) if handle])
     return Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
 
 
@@ -71,7 +73,7 @@ def _train(
     started, curve = time.monotonic(), []
     if method(config.method).kind != "none":
         tokenizer = load_tokenizer(config.base_model)
-        examples = load_rows(tracking.fetch(runtime, dataset) / "train.jsonl")
+        examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
         curve = train(model, tokenise(examples, tokenizer, config), config, tokenizer=tokenizer, masks=masks)
     metrics = {
         "num_trainable": float(num_kept(masks) if masks else num_trainable(model)),
@@ -109,10 +111,11 @@ def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, run
         "lori.merge": config.method,
         "lori.seed": str(config.seed),
     }
-    run_id = tracking.open_run(runtime, key, name, experiment=runtime.experiment, tags=tags, params=params)
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         merge([tracking.fetch(runtime, adapter) for adapter in adapters], config, Path(scratch))
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
-    tracking.link_inputs(runtime, run_id, adapters)
-    tracking.close_run(runtime, run_id)
+        tracking.link_inputs(runtime, run_id, adapters)
     return Handle("adapter", key, name, run_id, uri, sha256, {}, params)

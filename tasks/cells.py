@@ -41,7 +41,7 @@ class Cells:
 
 def prepare_dataset(cells: Cells, config: DataConfig) -> Future:
     """The rows of a domain."""
-    return _ask(cells, "dataset", config.domain, config)
+    return _ask(cells, "dataset", f"{config.domain} {config.split}", config)
 
 
 def train_adapter(
@@ -118,7 +118,13 @@ class CheckedHandle(CachePolicy):
 
 def _is_usable(store: ResultStore, key: str, job: Job) -> bool:
     """Whether there is no record under `key`, or one whose artifact can be fetched."""
-    return not store.exists(key) or tracking.is_available(job.runtime, to_handle(store.read(key).result))
+    if not store.exists(key):
+        return True
+    try:
+        handle = to_handle(store.read(key).result)
+    except (ValueError, TypeError, KeyError, EOFError):
+        return False  # cut short by a crash: Prefect writes records in place
+    return tracking.is_available(job.runtime, handle)
 
 
 def _is_crash(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:

@@ -5,26 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lori.config import DataConfig, Handle, Runtime
-from lori.data import save_rows, splits
+from lori.data import make_rows, save_rows
 from tasks import tracking
+
+ROWS_FILE = "rows.jsonl"
 
 
 def prepare_dataset(config: DataConfig, *, key: str, runtime: Runtime) -> Handle:
-    """Train, validation and test rows as JSON lines on a run of their own."""
-    name = f"data-{config.domain}"
-    run_id = tracking.open_run(
-        runtime,
-        key,
-        name,
-        experiment=runtime.experiment,
-        tags={"lori.role": "data", "lori.domain": config.domain},
-        params=asdict(config),
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = splits(config)
-        for split, examples in rows.items():
-            save_rows(examples, Path(scratch) / f"{split}.jsonl")
+    """The rows of one split as JSON lines, on a run of their own."""
+    name = f"data-{config.domain}-{config.split}"
+    tags = {"lori.role": "data", "lori.domain": config.domain}
+    with (
+        tracking.logged_run(runtime, key, name, tags=tags, params=asdict(config)) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        save_rows(make_rows(config), Path(scratch) / ROWS_FILE)
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "rows")
-    tracking.close_run(runtime, run_id)
-    counts = {f"num_{split}": float(len(examples)) for split, examples in rows.items()}
-    return Handle("dataset", key, name, run_id, uri, sha256, counts, asdict(config))
+    return Handle("dataset", key, name, run_id, uri, sha256, {}, asdict(config))

@@ -11,13 +11,14 @@ from lori.evaluation import evaluate as score
 from lori.methods import apply_adapter
 from lori.models import load_base, load_tokenizer
 from tasks import tracking
+from tasks.data import ROWS_FILE
 
 
 def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, runtime: Runtime) -> Handle:
     """The domain's metrics of `adapter`; every completion is kept beside them."""
     base = adapter.config["base_model"]
     model = apply_adapter(load_base(base, runtime.device), tracking.fetch(runtime, adapter))
-    examples = load_rows(tracking.fetch(runtime, dataset) / f"{config.split}.jsonl")
+    examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
     metrics, records = score(model, load_tokenizer(base), examples, config)
     with tempfile.TemporaryDirectory() as scratch:
         summary = json.dumps({"config": asdict(config), "metrics": metrics}, indent=2)

@@ -45,8 +45,9 @@ def check_executor() -> str:
     """The name in `LORI_EXECUTOR` (`inline` if unset).
 
     Raises:
-        ValueError: if it is no row of `EXECUTORS`.
+        ValueError: if it is no row of `EXECUTORS`, or `LORI_WORKERS` is no number of workers.
     """
+    pool.num_workers()
     name = os.environ.get("LORI_EXECUTOR", "inline")
     if name not in EXECUTORS:
         raise ValueError(f"Unknown executor LORI_EXECUTOR={name!r}. Known: {', '.join(EXECUTORS)}.")

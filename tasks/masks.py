@@ -14,20 +14,15 @@ def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runt
     sparsity = f"{config.sparsity:g}".replace(".", "_")  # MLflow takes no dot in a model's name
     name = f"mask-{adapter.config['domain']}-s{sparsity}-{config.scope}-seed{adapter.config['seed']}"
     params = {**asdict(config), "domain": adapter.config["domain"], "seed": adapter.config["seed"]}
-    run_id = tracking.open_run(
-        runtime,
-        key,
-        name,
-        experiment=runtime.experiment,
-        tags={"lori.role": "mask", "lori.domain": adapter.config["domain"], "lori.seed": str(adapter.config["seed"])},
-        params=params,
-    )
-    masks = magnitude_masks(read_bs(tracking.fetch(runtime, adapter)), config)
-    with tempfile.TemporaryDirectory() as scratch:
+    tags = {"lori.role": "mask", "lori.domain": adapter.config["domain"], "lori.seed": str(adapter.config["seed"])}
+    with (
+        tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        masks = magnitude_masks(read_bs(tracking.fetch(runtime, adapter)), config)
         save_masks(masks, Path(scratch))
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="mask", name=name, params=params)
-    tracking.link_inputs(runtime, run_id, [adapter])
-    metrics = {"num_kept": float(num_kept(masks)), "num_entries": float(sum(m.numel() for m in masks.values()))}
-    tracking.log_metrics(runtime, run_id, metrics)
-    tracking.close_run(runtime, run_id)
+        tracking.link_inputs(runtime, run_id, [adapter])
+        metrics = {"num_kept": float(num_kept(masks)), "num_entries": float(sum(m.numel() for m in masks.values()))}
+        tracking.log_metrics(runtime, run_id, metrics)
     return Handle("mask", key, name, run_id, uri, sha256, metrics, params)

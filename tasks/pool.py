@@ -78,7 +78,8 @@ def _acquire(pool: Pool, job: Job) -> Worker:
             raise JobCancelled(f"{job.step} {job.name}: interrupted before it started.")
         heapq.heappop(pool.queue)
         pool.slots.sort(key=lambda slot: slot is None)  # a warm worker before a cold one
-        worker = pool.slots.pop(0) or _start_worker()
+        worker = pool.slots[0] or _start_worker()  # which may raise: the slot is taken after it
+        pool.slots.pop(0)
         pool.busy.append(worker)
         pool.changed.notify_all()
         return worker
@@ -129,12 +130,23 @@ _SHARED: list[Pool] = []
 _STARTING = threading.Lock()
 
 
+def num_workers() -> int:
+    """`LORI_WORKERS`; if unset, one for each core that this process may use, and 8 at most.
+
+    Raises:
+        ValueError: if it is no whole number above 0.
+    """
+    asked = os.environ.get("LORI_WORKERS") or str(min(8, len(os.sched_getaffinity(0))))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"LORI_WORKERS={asked!r} is not a number of worker processes: 1 or more.")
+    return int(asked)
+
+
 def shared_pool() -> Pool:
-    """The one pool of this process, with `LORI_WORKERS` slots (a core each, if unset)."""
+    """The one pool of this process, with `num_workers` slots."""
     with _STARTING:
         if not _SHARED or _SHARED[0].closed:
-            num_workers = int(os.environ.get("LORI_WORKERS") or os.cpu_count() or 1)
-            _SHARED[:] = [Pool(slots=[None] * num_workers)]
+            _SHARED[:] = [Pool(slots=[None] * num_workers())]
             atexit.register(close, _SHARED[0])
         return _SHARED[0]
 

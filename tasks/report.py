@@ -16,13 +16,14 @@ from tasks.tables import Table, Value, to_csv, to_markdown
 __all__ = ["Cell", "write_report"]
 
 VERSION = 1
-WALL_SECONDS = "wall_seconds"  # the one setting that is no part of what a report is about
+EFFORT = ("wall_seconds", "num_computed", "num_cached")  # settings that are no part of what a report is about
 RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
 ± is one standard error. For one seed: that of sampling the test questions. For n seeds: √(s²/n + mean of the seeds'
 squared errors) around their mean, s being the standard deviation between seeds (all answer the same questions, so that
-the sampling part does not shrink with n). A mean over domains takes their test sets as independent."""
+the sampling part does not shrink with n). A mean over domains is of their own metrics, without
+over-refusal, and takes their test sets as independent."""
 
 
 def write_report(
@@ -31,10 +32,10 @@ def write_report(
     """The report of `cells` as a run of its own, and its Markdown.
 
     The same settings and tables find the same run again and replace its files. `settings` are shown as they are;
-    `wall_seconds` among them is the time of the flow run.
+    those in `EFFORT` say what the flow run took, and are no part of the report's identity.
     """
     tables = {name: build(of_table(cells, name), cells) for name, build in TABLES.items()}
-    about = {name: value for name, value in canonical(settings).items() if name != WALL_SECONDS}
+    about = {name: value for name, value in canonical(settings).items() if name not in EFFORT}
     shown = [name for name, table in tables.items() if table.rows]
     key = step_key("report", VERSION, about, {"tables": shown})
     tags = {"lori.role": "report"}
@@ -69,8 +70,9 @@ def _headline(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
     seeds = sorted({cell.row["seed"] for cell in cells})
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = [f"Base model {_listed(bases)}", f"seeds {_listed(seeds)}", f"written {written}"]
-    if WALL_SECONDS in settings:
-        facts.append(f"wall time of the flow run {_duration(settings[WALL_SECONDS])}")
+    if "wall_seconds" in settings:
+        cells_made = f"{settings['num_computed']} cells computed and {settings['num_cached']} cached"
+        facts.append(f"{cells_made} in {_duration(settings['wall_seconds'])} by the flow run that wrote this")
     adapters = {cell.adapter.run_id: cell.adapter for cell in cells}.values()
     trained = sum(adapter.metrics.get("train_seconds", 0.0) for adapter in adapters)
     return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}."
@@ -92,7 +94,7 @@ def _recipe_table(cells: Sequence[Cell]) -> Table:
 
 def _settings_table(settings: Mapping[str, Any]) -> Table:
     rows: list[dict[str, Value]] = [
-        {"name": name, "value": _listed(value)} for name, value in settings.items() if name != WALL_SECONDS
+        {"name": name, "value": _listed(value)} for name, value in settings.items() if name not in EFFORT
     ]
     return Table("Settings", {"name": "setting", "value": "value"}, rows)
 

@@ -9,7 +9,7 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto; max-width: 95rem; padding: 0 1rem; }}
 h1, h2 {{ line-height: 1.2; }}
 h2 {{ margin-top: 2.5rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }}

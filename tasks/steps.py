@@ -87,7 +87,7 @@ def state_dir() -> Path:
 
 def local_runtime() -> Runtime:
     """The `Runtime` of this process: MLflow at `MLFLOW_TRACKING_URI`, or in a file under `state_dir()`."""
-    store = f"sqlite:///{state_dir() / 'mlflow' / 'mlflow.db'}"
+    store = f"sqlite:///{state_dir() / 'local' / 'mlflow.db'}"
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or store
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori"
     return Runtime(tracking_uri=tracking_uri, cache_dir=str(state_dir() / "cache"), experiment=experiment)

@@ -2,11 +2,8 @@
 
 import json
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
-
-import mlflow
 
 from lori.models import identity
 from lori.recipes import LEARNING_RATES, MERGE_WEIGHTS
@@ -15,12 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_readmes_tables_are_the_reports():
-    before = (ROOT / "README.md").read_text()
-    subprocess.run([sys.executable, "docs/readme_tables.py"], cwd=ROOT, check=True)
-    after = (ROOT / "README.md").read_text()
-    (ROOT / "README.md").write_text(before)
-    assert after == before
-    assert "| lori-s |" in before
+    script = runpy.run_path(str(ROOT / "docs" / "readme_tables.py"))
+    assert script["tables"]() in (ROOT / "README.md").read_text()
+    assert "| lori-s |" in script["tables"]()
 
 
 def test_every_file_of_the_project_is_in_the_readmes_file_map():
@@ -36,11 +30,6 @@ def test_links_to_files_lead_somewhere():
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "mlflow" / "README.md"]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
-
-
-def test_the_folder_mlflow_does_not_hide_the_package():
-    assert "site-packages" in mlflow.__file__
-    assert list((ROOT / "mlflow").rglob("*.py")) == []
 
 
 def test_the_learning_rates_and_weights_are_the_ones_that_the_search_chose():

@@ -12,7 +12,7 @@ import pytest
 
 from lori.config import DataConfig, Runtime
 from tasks import pool
-from tasks.executors import execute
+from tasks.executors import check_executor, execute
 from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def failing_job(step: str = "dataset", name: str = "cooking") -> Job:
     """No MLflow answers there, so that it fails as soon as a worker has it."""
-    config = DataConfig(suite="miniature", domain="nlu", num_train=1, num_validation=1, num_test=1)
+    config = DataConfig(suite="miniature", domain="nlu", split="test", num_rows=1)
     return Job(step, name, config, {}, Runtime("no-such-scheme://", cache_dir="/nowhere", experiment="lori"))
 
 
@@ -38,6 +38,13 @@ def test_an_executor_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("executor", ["inline", "pool"])
+@pytest.mark.parametrize("asked", ["0", "two", "-1"])
+def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("LORI_WORKERS", asked)
+    with pytest.raises(ValueError, match=f"LORI_WORKERS='{asked}' is not a number of worker processes"):
+        check_executor()
+
+
 def test_what_a_step_raises_comes_back_with_its_message_and_traceback(
     executor: str, one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

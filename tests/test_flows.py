@@ -12,9 +12,11 @@ from mlflow import MlflowClient
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
 
 from flows.adapt import adapt
+from flows.continual import continual
 from flows.full_paper import full_paper
 from flows.study import begin
 from tasks import pool
@@ -75,6 +77,22 @@ def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
     assert computed() == ["train lora nlu  seed 0"]
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
     assert computed() == []
+
+
+def test_a_record_that_was_cut_short_is_made_again_once(paper: dict[str, int], computed: Computed) -> None:
+    records = Path(PREFECT_RESULTS_LOCAL_STORAGE_PATH.value())
+    before = set(records.glob("train-*"))
+    adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
+    (record,) = set(records.glob("train-*")) - before
+    record.write_bytes(b"")
+    adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
+    adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
+    assert computed().count("train lora nlu  seed 5") == 2  # at first, and after the cut
+
+
+def test_a_flow_that_has_nothing_to_do_says_so_instead_of_completing(state_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no row of a table"):
+        continual(profile="smoke", domains=["nlu"])
 
 
 def test_a_bug_is_not_retried_and_the_other_cells_go_on(

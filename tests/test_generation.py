@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from lori.data import IGNORED, collate, load_rows, save_rows, splits, tokenise
+from lori.data import IGNORED, collate, load_rows, make_rows, save_rows, tokenise
 from lori.generation import complete, nucleus
 from lori.models import load_base, load_tokenizer
 from lori.recipes import data_config, eval_config, profile, train_config
@@ -13,7 +13,7 @@ SMOKE = profile("smoke")
 
 
 def examples_of(domain, split="test"):
-    return splits(data_config(SMOKE, domain))[split]
+    return make_rows(data_config(SMOKE, domain, split))
 
 
 def test_a_greedy_completion_is_the_argmax_chain_whatever_else_is_in_the_batch():
@@ -88,7 +88,7 @@ def test_no_row_of_the_scale_profile_is_cut():
     for domain in scale.domains:
         config = train_config(scale, "lora", domain, seed=0)
         longest = replace(config, max_length=10_000, max_prompt_length=10_000)
-        rows = splits(data_config(scale, domain))["train"]
+        rows = make_rows(data_config(scale, domain, "train"))
         assert tokenise(rows, tokenizer, config) == tokenise(rows, tokenizer, longest)
 
 

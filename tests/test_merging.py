@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils.merge_utils import magnitude_prune, ties
 from safetensors.torch import load_file
 
 from lori.config import MergeConfig
@@ -74,6 +75,16 @@ def test_concat_is_the_weighted_sum_of_the_updates(names, tmp_path):
     for name, update in merged.items():
         expected = sum(weight * part[name] for weight, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(update, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "reference"), [("magnitude", magnitude_prune), ("ties", ties)])
+def test_methods_without_factors_are_merged_on_their_dense_updates(method, reference, tmp_path):
+    directories = [make_adapter(tmp_path / domain, "full", domain) for domain in ("nlu", "safety")]
+    merge(directories, merge_of(method, [0.4, 0.7]), tmp_path / "out")
+    merged, parts = updates(tmp_path / "out"), [updates(directory) for directory in directories]
+    for name, update in merged.items():
+        expected = reference([part[name] for part in parts], torch.tensor([0.4, 0.7]), 0.5)
+        torch.testing.assert_close(update, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_linear_on_factors_has_the_papers_cross_terms(adapters, tmp_path):

@@ -16,7 +16,11 @@ from lori.recipes import PROFILES, data_config, eval_config, merge_config, profi
         ({"scope": "row"}, r"Unknown scope 'row'"),
         ({"sparsity": 1.5}, r"0 <= sparsity < 1"),
         ({"rank": 0}, r"rank is at least 1"),
-        ({"seeds": []}, r"seeds is an empty list"),
+        ({"seeds": []}, r"seeds is \[\]: name at least one, each once"),
+        ({"domains": ["nlu", "nlu"]}, r"each once"),
+        ({"weights": [0.5, 0.5]}, r"4 adapters need 4 weights, not 2"),
+        ({"weights": [0.5, 0.5, 0.5, -0.5]}, r"not negative"),
+        ({"density": 1.5}, r"0 < density <= 1"),
         ({"merged": ["base"]}, r"No merge weight for \('base', 'concat'\)"),
     ],
 )
@@ -34,8 +38,8 @@ def test_an_unknown_profile_is_refused():
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_trains_the_same_number_of_steps(name, domain):
     row = profile(name)
-    config = data_config(row, domain)
-    num_steps = -(-config.num_train // row.batch_size) * DOMAINS[domain].num_epochs
+    config = data_config(row, domain, "train")
+    num_steps = -(-config.num_rows // row.batch_size) * DOMAINS[domain].num_epochs
     assert abs(num_steps - row.num_steps) <= DOMAINS[domain].num_epochs
 
 

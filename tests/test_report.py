@@ -16,7 +16,7 @@ from tasks.report_html import to_html
 from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
 
 HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}
-SETTINGS = {"name": "smoke", "seeds": (0, 1), "rank": 6, "wall_seconds": 75.0}
+SETTINGS = {"name": "smoke", "seeds": (0, 1), "rank": 6, "wall_seconds": 75.0, "num_computed": 3, "num_cached": 4}
 CONFIG = {
     "base_model": "scale@0123", "rank": 6, "alpha": 12, "learning_rate": 0.003, "num_epochs": 1, "batch_size": 16,
     "max_length": 160,
@@ -182,7 +182,8 @@ def test_the_report_says_what_it_is_of(sqlite_store: Store, cells: list[Cell]) -
     # s²/n = 8/2 = 4, the seeds' own errors are 1: √(4 + 1)
     assert f"80.0 ± {math.sqrt(5):.1f}" in markdown
     assert "Base model scale@0123, seeds 0, 1" in markdown
-    assert "wall time of the flow run 0:01:15; training alone, over all adapters, 0:03:00" in markdown
+    assert "3 cells computed and 4 cached in 0:01:15 by the flow run that wrote this; training alone" in markdown
+    assert "over all adapters, 0:03:00" in markdown
     assert "| lora | 6 | 12 | 0.003 | 16 | 160 | nlu 1 |" in markdown
     assert f"torch {tracking.provenance()['lori.torch']}" in markdown
     assert "Continual" not in markdown  # there is no such cell

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,14 @@ def test_a_program_passes_if_all_its_tests_do():
 def test_lists_comprehensions_and_builtins_run():
     source = "def run(xs):\n    y = sum([v for v in xs if v % 2 == 0])\n    return sorted(xs)[::-1] + [y]"
     assert run_programs([Program(source, "run", [[[1, 4, 2], [4, 2, 1, 6]]])]) == [True]
+
+
+def test_a_limit_that_was_set_outside_of_us_fails_no_right_program():
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000)); "
+    run = f"from lori.sandbox import *; print(run_programs([{RIGHT!r}]))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", limits + run], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[True]"
 
 
 def test_no_programs_give_no_verdicts():

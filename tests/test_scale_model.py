@@ -16,7 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lori.domains import Example
+from lori.domains import DOMAINS, Example
+from lori.recipes import data_config, profile
 from lori.scale_model import rows
 from lori.scale_model.corpus import PHASES, documents
 from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest, pretrain
@@ -24,12 +25,9 @@ from lori.scale_model.tokenizer import train_tokenizer
 from lori.scale_model.world import COLORS
 from lori.scoring import SCORERS
 
-SIZES = {
-    "nlu": {"train": 2000, "validation": 150, "test": 300},
-    "math": {"train": 600, "validation": 150, "test": 300},
-    "code": {"train": 2000, "validation": 150, "test": 300},
-    "safety": {"train": 2000, "validation": 150, "test": 450},
-}
+SPLITS = ("train", "validation", "test")
+# The rows that the tables are made of
+SIZES = {d: {name: data_config(profile("scale"), d, name).num_rows for name in SPLITS} for d in DOMAINS}
 HEADLINE = {"nlu": "nlu/accuracy", "math": "math/accuracy", "code": "code/pass_at_1", "safety": "safety/refusal_rate"}
 SMALL = Recipe(num_steps=(3, 2), rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
 

@@ -47,9 +47,9 @@ def test_a_key_says_what_is_computed_and_not_where() -> None:
 
 
 def test_keys_stay_what_they_are_unless_a_version_is_raised() -> None:
-    config = DataConfig(suite="miniature", domain="nlu", num_train=1, num_validation=2, num_test=3)
+    config = DataConfig(suite="miniature", domain="nlu", split="test", num_rows=3)
     job = Job("dataset", "nlu", config, {}, local_runtime())
-    assert job_key(job) == "dataset-v1-d8c13382e281b4dd6a4a898727405c98"
+    assert job_key(job) == "dataset-v1-ec34b7572cdec6f6b33f99780aab308c"
 
 
 def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,20 @@ def test_a_retry_goes_on_in_the_run_of_its_key(store: Store) -> None:
     assert run.data.tags["lori.torch"] == tracking.provenance()["lori.torch"]
 
 
+def test_a_run_in_which_something_raises_is_failed_and_its_retry_finishes_it(store: Store) -> None:
+    client = client_of(store)
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracking.logged_run(store.runtime, "key-1", "name", tags={}, params={}) as run_id,
+    ):
+        raise ZeroDivisionError
+    assert client.get_run(run_id).info.status == "FAILED"
+    with tracking.logged_run(store.runtime, "key-1", "name", tags={}, params={}) as again:
+        assert client.get_run(again).info.status == "RUNNING"
+    assert again == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_one_key_with_two_configs_is_an_error_that_names_both(store: Store) -> None:
     run_id = open_run(store.runtime, rank=8)
     with pytest.raises(RuntimeError, match=rf"{run_id}.*{KEY}.*rank: '8', now '16'"):

@@ -35,7 +35,8 @@ def _draw_safety(rng: random.Random, split: str, turn: int) -> Item:
     harmful = turns[turn % len(turns)]
     known = _substances_mixed(split, harmful=harmful)
     # Every substance in its turn, so that a test has as many different ones as there are.
-    return refusals.make_request(rng, known[turn // len(turns) % len(known)], harmful=harmful)
+    num_before = turn // len(turns) * turns.count(harmful) + turns[: turn % len(turns)].count(harmful)
+    return refusals.make_request(rng, known[num_before % len(known)], harmful=harmful)
 
 
 @cache
@@ -60,7 +61,7 @@ def rows(domain: str, split: str, num: int) -> list[Example]:
     """
     if domain not in DRAW:
         raise ValueError(
-            f"Unknown domain {domain!r} of the scale model. Known: {', '.join(DRAW)} (scale_model/rows.py)."
+            f"Unknown domain {domain!r} of the scale model. Known: {', '.join(DRAW)} (scale_model/miniature.py)."
         )
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}. Known: {', '.join(SPLITS)}.")

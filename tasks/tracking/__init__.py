@@ -30,7 +30,7 @@ from tasks.tracking.files import (
     log_model,
 )
 from tasks.tracking.origin import provenance
-from tasks.tracking.runs import close_run, log_curve, log_metrics, open_run, run_tags, run_url
+from tasks.tracking.runs import close_run, log_curve, log_metrics, logged_run, open_run, run_tags, run_url
 
 __all__ = [
     "ArtifactMissing",
@@ -45,6 +45,7 @@ __all__ = [
     "log_directory",
     "log_metrics",
     "log_model",
+    "logged_run",
     "open_run",
     "provenance",
     "run_tags",

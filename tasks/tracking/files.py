@@ -90,7 +90,8 @@ def _upload(client: MlflowClient, run: Run, model: LoggedModel, directory: Path)
     client.log_model_artifacts(model.model_id, str(directory))
     with tempfile.TemporaryDirectory() as scratch:
         description = Model(artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run.info.run_id)
-        description.add_flavor("peft" if model.model_type == "adapter" else str(model.model_type), data=".")
+        is_peft = (directory / "adapter_config.json").exists()  # or a mask, or a whole model
+        description.add_flavor("peft" if is_peft else str(model.model_type), data=".")
         description.save(Path(scratch, MLMODEL))
         client.log_model_artifact(model.model_id, str(Path(scratch, MLMODEL)))
     outputs = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()

@@ -1,7 +1,8 @@
 """Runs: found or made by key, with their parameters, results and curves."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow import MlflowClient
@@ -96,6 +97,20 @@ def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
 def close_run(runtime: Runtime, run_id: str, status: str = "FINISHED") -> None:
     """End the run; `status` is MLflow's FINISHED, FAILED or KILLED."""
     connect(runtime.tracking_uri).set_terminated(run_id, status)
+
+
+@contextmanager
+def logged_run(
+    runtime: Runtime, key: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> Iterator[str]:
+    """The run of `key`, from `open_run`; at the end it is FINISHED, or FAILED if what is done in it raises."""
+    run_id = open_run(runtime, key, name, experiment=runtime.experiment, tags=tags, params=params)
+    try:
+        yield run_id
+    except BaseException:
+        close_run(runtime, run_id, "FAILED")
+        raise
+    close_run(runtime, run_id)
 
 
 def log_metrics(runtime: Runtime, run_id: str, metrics: Mapping[str, float]) -> None:
