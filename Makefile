@@ -9,7 +9,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, worker, every table of the paper; then all is stopped
-	@echo "The whole paper, profile $(PROFILE): about 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
+	@echo "The whole paper, profile $(PROFILE): 6 to 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
 	$(BIN)/python -m flows.stack paper --profile $(PROFILE)
 
 serve: .venv/ready  ## servers and worker until Ctrl-C; `make paper` then uses them
