@@ -37,7 +37,6 @@ def test_an_executor_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPa
         execute(failing_job())
 
 
-@pytest.mark.parametrize("executor", ["inline", "pool"])
 @pytest.mark.parametrize("asked", ["0", "two", "-1"])
 def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     monkeypatch.setenv("LORI_WORKERS", asked)
@@ -45,6 +44,7 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
         check_executor()
 
 
+@pytest.mark.parametrize("executor", ["inline", "pool"])
 def test_what_a_step_raises_comes_back_with_its_message_and_traceback(
     executor: str, one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
