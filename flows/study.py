@@ -157,4 +157,4 @@ def _finished(row: Row) -> Iterator[report.Cell]:
 def write_report(cells: list[report.Cell], settings: Mapping[str, Any]) -> tuple[Handle, str]:
     """The tables, from handles alone. Not cached: it says when it was made and how long that took."""
     runtime = local_runtime()
-    return report.write_report(cells, settings=settings, runtime=runtime, experiment=runtime.experiment)
+    return report.write_report(cells, settings=settings, runtime=runtime)

@@ -26,9 +26,7 @@ the sampling part does not shrink with n). A mean over domains is of their own m
 over-refusal, and takes their test sets as independent."""
 
 
-def write_report(
-    cells: Sequence[Cell], *, settings: Mapping[str, Any], runtime: Runtime, experiment: str
-) -> tuple[Handle, str]:
+def write_report(cells: Sequence[Cell], *, settings: Mapping[str, Any], runtime: Runtime) -> tuple[Handle, str]:
     """The report of `cells` as a run of its own, and its Markdown.
 
     The same settings and tables find the same run again and replace its files. `settings` are shown as they are;
@@ -39,12 +37,13 @@ def write_report(
     shown = [name for name, table in tables.items() if table.rows]
     key = step_key("report", VERSION, about, {"tables": shown})
     tags = {"lori.role": "report"}
-    run_id = tracking.open_run(runtime, key, "report", experiment=experiment, tags=tags, params=about)
-    markdown = _markdown(cells, tables, settings=settings, runtime=runtime)
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        markdown = _markdown(cells, tables, settings=settings, runtime=runtime)
         _write_files(Path(scratch), markdown, {**tables, "cells": all_metrics(cells)})
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
-    tracking.close_run(runtime, run_id)
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
 
 

@@ -143,8 +143,7 @@ def tracked(store: Store, cell: Cell) -> Cell:
 
 
 def report(store: Store, cells: list[Cell], **settings: Any) -> tuple[Handle, str]:
-    experiment = store.runtime.experiment
-    return write_report(cells, settings={**SETTINGS, **settings}, runtime=store.runtime, experiment=experiment)
+    return write_report(cells, settings={**SETTINGS, **settings}, runtime=store.runtime)
 
 
 @pytest.fixture
