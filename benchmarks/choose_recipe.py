@@ -22,9 +22,9 @@ from lori.config import MergeConfig
 from lori.data import make_rows, tokenise
 from lori.domains import DOMAINS
 from lori.evaluation import evaluate
-from lori.masks import magnitude_masks, read_bs
+from lori.masks import extract_masks
 from lori.merging import merge
-from lori.methods import METHODS, apply_adapter, attach, save_adapter
+from lori.methods import METHODS, apply_adapter, attach, save_adapter, sparsify
 from lori.models import identity, load_base, load_tokenizer
 from lori.recipes import DENSITY, PROFILES, data_config, eval_config, mask_config, train_config
 from lori.training import train
@@ -62,11 +62,10 @@ def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: floa
     config = replace(train_config(PROFILE, method, domain, SEED), learning_rate=rate)
     tokenizer = load_tokenizer(PROFILE.base_model)
     model = attach(load_base(PROFILE.base_model), config)
-    masks = None
     if dense_rate is not None:
-        masks = magnitude_masks(read_bs(adapter_dir(root, "lori-d", domain, dense_rate)), mask_config(PROFILE))
+        sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask_config(PROFILE)))
     rows = tokenise(make_rows(data_config(PROFILE, domain, "train")), tokenizer, config)
-    train(model, rows, config, tokenizer=tokenizer, masks=masks)
+    train(model, rows, config, tokenizer=tokenizer)
     out = adapter_dir(root, method, domain, rate)
     save_adapter(model, out, config)
     return validation_score(domain, out)
@@ -74,7 +73,8 @@ def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: floa
 
 def try_weight(root: Path, method: str, merge_method: str, weight: float, rate: float) -> dict[str, float]:
     """Merge all domains' adapters of one method and score the merge on each."""
-    config = MergeConfig(identity(PROFILE.base_model), merge_method, (weight,) * len(PROFILE.domains), DENSITY, SEED)
+    base, weights = identity(PROFILE.base_model), (weight,) * len(PROFILE.domains)
+    config = MergeConfig(base, merge_method, weights, DENSITY, SEED, match_norms=False)
     out = root / f"{method}-{merge_method}-{weight:g}"
     merge([adapter_dir(root, method, domain, rate) for domain in PROFILE.domains], config, out)
     return {domain: validation_score(domain, out, NUM_MERGE_ROWS) for domain in PROFILE.domains}

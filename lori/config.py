@@ -28,7 +28,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `num_epochs` and the summed-token loss are the paper's (appendix, hyper-parameters)."""
+    """One training run. `num_epochs` and the summed-token loss are the paper's (appendix, hyper-parameters).
+
+    `shared_a` and `fresh_a` are departures from the paper's A, one a domain: see `methods.a_key`.
+    """
 
     base_model: str
     projections: tuple[str, ...]
@@ -42,6 +45,8 @@ class TrainConfig:
     max_length: int
     max_prompt_length: int
     seed: int
+    shared_a: bool = False
+    fresh_a: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,17 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How adapters become one. `density` is PEFT's word: the share kept by magnitude, ties and dare. dare draws."""
+    """How adapters become one. `density` is PEFT's word: the share kept by magnitude, ties and dare. dare draws.
+
+    With `match_norms` each adapter's whole update is first scaled to the mean of all their Frobenius norms.
+    """
 
     base_model: str
     method: str
     weights: tuple[float, ...]
     density: float
     seed: int
+    match_norms: bool
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,19 @@ class Runtime:
     cache_dir: str
     experiment: str
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TrainRuntime:
+    """How a training runs on its machine: nothing here moves a result by more than the last bits of its sums.
+
+    A batch is computed in parts of at most `micro_batch_tokens`, padding included. With a `checkpoint_dir` it goes on
+    from the newest checkpoint there, and writes one every `checkpoint_every` steps.
+    """
+
+    micro_batch_tokens: int = 4096
+    checkpoint_dir: str | None = None
+    checkpoint_every: int = 100
 
 
 def canonical(value: Any) -> Any:

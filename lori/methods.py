@@ -1,24 +1,38 @@
-"""How a domain is learned: one row a method, and how to attach, save and load what it trains.
+"""How a domain is learned: one row a method, and how to attach, sparsify, save and load what it trains.
 
 LoRI (paper, section 3): ΔW = alpha / rank · b @ a, with `a` (rank, in) drawn once and frozen, and `b` (out, rank)
 trained from zero, all of it (LoRI-D) or where a mask allows it (LoRI-S).
 """
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from peft import LoraConfig, PeftModel, get_peft_model
+from jaxtyping import Bool
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lori.adapters import (
+    LORA_A,
+    LORA_B,
+    PREFIX,
+    AdapterFile,
+    check_digests,
+    digest,
+    module_name,
+    open_adapter,
+    write_adapter,
+    written_whole,
+)
 from lori.config import TrainConfig
+from lori.layer import LoriLinear, PlainLinear, SparseB, freeze_a, projection_a
+from lori.masks import check_masks, save_masks
 
-LORA_A, LORA_B = ".lora_A.", ".lora_B."
+ADAPTER = "default"  # PEFT's name for the adapter in a model; a file has none
 
 
 @dataclass(frozen=True)
@@ -52,18 +66,15 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def projection_a(*, seed: int, domain: str, module: str, shape: tuple[int, int]) -> Float[Tensor, "rank d_in"]:
-    """The random projection A of one linear: U(−1/√d_in, +1/√d_in), PEFT's kaiming-uniform with a = √5.
+def a_key(config: TrainConfig) -> str:
+    """What `projection_a` draws A from: seed and domain, so that LoRI-D and LoRI-S of a domain have the same A.
 
-    The paper draws A per task and the authors never seed it. Here it is a function of its arguments alone: 24 bits of
-    a SHAKE-256 stream are an odd integer below 2²⁴, exact in fp32, times the bound: one rounding, the same bits on
-    every machine and in every release of torch and numpy.
+    `shared_a` leaves the domain out: one A for all. `fresh_a` draws another for the sparse method than for the dense
+    one that gave its mask, as the authors' released code does.
     """
-    stream = hashlib.shake_256(f"{seed}/{domain}/{module}/{shape[0]}x{shape[1]}".encode())
-    words = np.frombuffer(stream.digest(4 * shape[0] * shape[1]), dtype="<u4") >> 8
-    odd = 2 * words.astype(np.int64) + 1 - 2**24
-    bound = np.float32(1 / np.sqrt(shape[1]) / 2**24)
-    return torch.from_numpy(odd.astype(np.float32) * bound).view(shape)
+    domain = "" if config.shared_a else config.domain
+    is_fresh = config.fresh_a and method(config.method).mask_from is not None
+    return f"{config.seed}/{domain}/{config.method}" if is_fresh else f"{config.seed}/{domain}"
 
 
 def attach(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
@@ -80,17 +91,181 @@ def attach(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
         target_modules=list(config.projections),
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, lora)
-    peft_model.peft_config["default"].base_model_name_or_path = config.base_model  # not this machine's folder
+    peft_model = _wrap(model, lora, freeze=row.freeze_a)
+    peft_model.peft_config[ADAPTER].base_model_name_or_path = config.base_model  # not this machine's folder
+    key = a_key(config)
     with torch.no_grad():
-        for name, parameter in peft_model.named_parameters():
-            if LORA_A in name:
-                rank, d_in = parameter.shape
-                module = module_name(name)
-                parameter.copy_(
-                    projection_a(seed=config.seed, domain=config.domain, module=module, shape=(rank, d_in))
-                )
-    return _freeze_a(peft_model, row)
+        for module, layer in lora_layers(peft_model).items():
+            a = _weight(layer.lora_A)
+            a.copy_(projection_a(key, module, _shape(a)))
+    return _with_origin(peft_model, {"a_key": key})
+
+
+def _wrap(model: PreTrainedModel, lora: LoraConfig, *, freeze: bool) -> PeftModel:
+    """PEFT's model; with a frozen A its plain linears are `LoriLinear`."""
+    if freeze:
+        # Of this object alone: no file will show it
+        lora._register_custom_module({PlainLinear: LoriLinear})  # pyright: ignore[reportArgumentType]
+    peft_model = get_peft_model(model, lora)
+    assert isinstance(peft_model, PeftModel)
+    if freeze:
+        for layer in lora_layers(peft_model).values():
+            freeze_a(layer, ADAPTER)  # those that PEFT made its own layers for, too: quantised, GPT-2's Conv1D
+    return peft_model
+
+
+def _with_origin(model: PeftModel, origin: dict[str, str]) -> PeftModel:
+    """`model` that remembers where its A comes from, for the file's metadata."""
+    model.origin = origin  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that have an adapter, by module name."""
+    return {name.removeprefix(PREFIX): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _weight(factors: nn.ModuleDict) -> Tensor:
+    weight = factors[ADAPTER].weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    rows, columns = matrix.shape
+    return rows, columns
+
+
+def b_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(d_out, rank) of every B, by module name."""
+    return {module: _shape(_weight(layer.lora_B)) for module, layer in lora_layers(model).items()}
+
+
+def sparsify(model: nn.Module, masks: Mapping[str, Bool[Tensor, "_out _rank"]]) -> nn.Module:
+    """`model` with every B sparse, in place: only entries inside `masks` are stored and train; the others stay as is.
+
+    Raises:
+        ValueError: if `masks` are not of this model's B's.
+    """
+    check_masks(masks, b_shapes(model))
+    for module, layer in lora_layers(model).items():
+        layer.lora_B[ADAPTER] = SparseB(_weight(layer.lora_B), masks[module])
+    return model
+
+
+def masks_of(model: nn.Module) -> dict[str, Bool[Tensor, "_out _rank"]]:
+    """The masks of sparse B's; empty if B is dense."""
+    bs = {module: layer.lora_B[ADAPTER] for module, layer in lora_layers(model).items()}
+    return {module: b.mask for module, b in bs.items() if isinstance(b, SparseB)}
+
+
+def load_adapter(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig | None = None) -> PeftModel:
+    """`model` with the LoRA adapter of `adapter_dir`; with `config` it goes on training as `config.method` does.
+
+    Adapters of PEFT 0.12 load, and so do files that hold the base's embedding with some rows added (a `<PAD>` token):
+    no such row is needed here, and the embedding is left out.
+
+    Raises:
+        ValueError: if the files are damaged or edited, or do not fit `model`.
+    """
+    with open_adapter(adapter_dir) as adapter:
+        check_digests(adapter)
+        _check_base(adapter, config)
+        lora = LoraConfig.from_pretrained(str(adapter_dir))
+        assert isinstance(lora, LoraConfig)
+        lora.inference_mode = config is None
+        lora.base_model_name_or_path = None  # PEFT would warn that it takes the base's own name, which may be a folder
+        peft_model = _wrap(model, lora, freeze=config is not None and method(config.method).freeze_a)
+        _load_factors(peft_model, adapter)
+        peft_model.peft_config[ADAPTER].base_model_name_or_path = adapter.settings.get("base_model_name_or_path")
+        key = adapter.metadata.get("a_key")
+    return _with_origin(peft_model.eval(), {"a_key": key} if key else {})
+
+
+def _load_factors(model: PeftModel, adapter: AdapterFile) -> None:
+    wanted = adapter_tensors(model)
+    found = {name: adapter.file.get_tensor(name) for name in adapter.file.keys() if ".lora_" in name}  # noqa: SIM118
+    for name in sorted(wanted.keys() | found.keys()):
+        there, here = (tuple(d[name].shape) if name in d else "none" for d in (found, wanted))
+        if there != here:
+            raise ValueError(
+                f"{adapter.directory} is not an adapter of this base model: {name} is {there} there and {here} here."
+            )
+    for name in adapter.extras:
+        if ".lora_" not in name:
+            _check_untrained(model, adapter, name)
+    set_peft_model_state_dict(model, found)
+
+
+def _check_untrained(model: PeftModel, adapter: AdapterFile, name: str) -> None:
+    """An embedding or head in an adapter file, if the base's rows in it are the base's own.
+
+    Raises:
+        ValueError: if they are not: it was trained, and leaving it out would change the model.
+    """
+    saved, own = adapter.file.get_tensor(name), dict(model.get_base_model().named_parameters(remove_duplicate=False))
+    parameter = own.get(name.removeprefix(PREFIX))
+    if parameter is None or not torch.equal(saved[: len(parameter)], parameter.detach().cpu().to(saved.dtype)):
+        raise ValueError(f"{adapter.directory} also trained {name}, which is no LoRA factor: it can't be loaded here.")
+
+
+def _check_base(adapter: AdapterFile, config: TrainConfig | None) -> None:
+    made_for = adapter.settings.get("base_model_name_or_path")
+    if config is not None and made_for != config.base_model:
+        raise ValueError(f"{adapter.directory} is an adapter of {made_for}, not of {config.base_model}.")
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Entries that gradient descent may move; of a sparse B, those that its mask keeps."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """What PEFT saves of the adapter, by PEFT's names."""
+    # Of a sharded base, PEFT would gather every weight on the way
+    factors = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    # "auto" would ask the hub whether the base's embedding was resized: ours never is
+    return get_peft_model_state_dict(model, state_dict=factors, save_embedding_layers=False)
+
+
+def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None:
+    """Write what was trained: a PEFT directory, or for `full` the whole model; nothing for `base`.
+
+    The mask of sparse B's lies beside them: a kept entry may be 0, so B alone does not show it. The file's metadata
+    say how it was made, with the digests of its A's and B's. Of several processes, one writes.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    if isinstance(model, PeftModel):
+        tensors = adapter_tensors(model)
+        settings = {**model.peft_config[ADAPTER].to_dict(), "inference_mode": True}
+        with written_whole(directory) as partial:
+            write_adapter(partial, tensors, settings, _metadata(tensors, model, config))
+            masks = masks_of(model)
+            if masks:
+                save_masks(masks, partial)
+    elif method(config.method).kind == "full":
+        assert isinstance(model, PreTrainedModel)
+        with written_whole(directory) as partial:
+            model.save_pretrained(str(partial))
+
+
+def _metadata(tensors: Mapping[str, Tensor], model: PeftModel, config: TrainConfig) -> dict[str, Any]:
+    digests = {
+        name: digest(tensors[key] for key in sorted(tensors, key=module_name) if factor in key)
+        for name, factor in (("a_sha256", LORA_A), ("b_sha256", LORA_B))
+    }
+    origin = model.origin if method(config.method).freeze_a else {}  # a trained A is not the seed's
+    return {"method": config.method, "domain": config.domain, "seed": config.seed, **origin, **digests}
+
+
+def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
+    """`model` with the adapter merged into its weights; which kind it is, its files say."""
+    if (adapter_dir / "adapter_config.json").exists():
+        return load_adapter(model, adapter_dir).merge_and_unload()
+    if (adapter_dir / "config.json").exists():
+        return AutoModelForCausalLM.from_pretrained(adapter_dir, dtype=torch.float32, device_map=model.device).eval()
+    return model
 
 
 def attach_trained(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig) -> nn.Module:
@@ -98,52 +273,4 @@ def attach_trained(model: PreTrainedModel, adapter_dir: Path, config: TrainConfi
     row = method(config.method)
     if row.kind != "lora":
         return apply_adapter(model, adapter_dir).requires_grad_(row.kind == "full")
-    peft_model = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=True)
-    return _freeze_a(peft_model, row)
-
-
-def _freeze_a(model: PeftModel, row: Method) -> PeftModel:
-    for name, parameter in model.named_parameters():
-        if LORA_A in name and row.freeze_a:
-            parameter.requires_grad_(False)
-    return model
-
-
-def module_name(parameter_name: str) -> str:
-    """`model.layers.0.self_attn.q_proj` for the name of its A or B, in the model or in an adapter file."""
-    for factor in (LORA_A, LORA_B):
-        parameter_name = parameter_name.split(factor)[0]
-    return parameter_name.removeprefix("base_model.model.")
-
-
-def num_trainable(model: nn.Module) -> int:
-    """Entries that gradient descent may move, before any mask."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None:
-    """Write what was trained: a PEFT directory, or for `full` the whole model; nothing for `base`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
-        # "auto" would look the base model up on the hub to see whether its embedding was resized: ours never is
-        model.save_pretrained(str(directory), save_embedding_layers=False)
-        _sort_modules(directory / "adapter_config.json")
-    elif method(config.method).kind == "full":
-        assert isinstance(model, PreTrainedModel)
-        model.save_pretrained(str(directory))
-
-
-def _sort_modules(path: Path) -> None:
-    """PEFT keeps the modules in a set, whose order differs between processes; one adapter must be the same bytes."""
-    settings = json.loads(path.read_text())
-    settings["target_modules"].sort()
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True))
-
-
-def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
-    """`model` with the adapter merged into its weights; which kind it is, its files say."""
-    if (adapter_dir / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(model, str(adapter_dir)).merge_and_unload()
-    if (adapter_dir / "config.json").exists():
-        return AutoModelForCausalLM.from_pretrained(adapter_dir, dtype=torch.float32, device_map=model.device).eval()
-    return model
+    return load_adapter(model, adapter_dir, config)

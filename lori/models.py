@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
 SCALE_MODEL_DIR = Path(__file__).parent / "scale_model"
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -56,14 +57,18 @@ def identity(name: str) -> str:
     return f"{name}@{_revision(base_model(name))}"
 
 
-def load_base(name: str, device: str = "cpu") -> PreTrainedModel:
-    """The base model in fp32, in eval mode, with nothing trainable."""
+def load_base(name: str, device: str = "cpu", *, num_shards: int = 1) -> PreTrainedModel:
+    """The base model in fp32, in eval mode, with nothing trainable.
+
+    `num_shards` processes under torchrun each hold a share of the weights (FSDP2): for bases that don't fit one GPU.
+    """
     if device == "cpu":
         torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on how many there are
     row = base_model(name)
-    model = AutoModelForCausalLM.from_pretrained(
-        row.source, revision=row.revision, dtype=torch.float32, device_map=device
+    place = (
+        {"distributed_config": DistributedConfig(fsdp_size=num_shards)} if num_shards > 1 else {"device_map": device}
     )
+    model = AutoModelForCausalLM.from_pretrained(row.source, revision=row.revision, dtype=torch.float32, **place)
     return model.requires_grad_(False).eval()
 
 

@@ -13,12 +13,14 @@ from lori.domains import DOMAINS, domain
 from lori.masks import check_mask_config
 from lori.merging import check_merge_config
 from lori.methods import method
-from lori.models import base_model, identity
+from lori.models import LLAMA_PROJECTIONS, base_model, identity
 
 ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
 DENSITY = 0.7  # of magnitude, ties and dare
-# Chosen on the validation split, the same number of candidates for every method: benchmarks/choose_recipe.py
+# The scale model's: chosen on the validation split, from as many candidates for every method (choose_recipe.py)
 LEARNING_RATES = {"base": 0.0, "full": 0.00025, "lora": 0.002, "dora": 0.002, "lori-d": 0.01, "lori-s": 0.04}
+# The paper's, at rank 32 (appendix). Of its baselines none was released; LoRA's is a public replication's
+PAPER_LEARNING_RATES = {"lora": 5e-5, "lori-d": 5e-5, "lori-s": 5e-4}
 # Likewise, for each method and merge method one weight for all adapters
 MERGE_WEIGHTS = {
     ("full", "concat"): 1.0,
@@ -154,7 +156,7 @@ def _checked(changed: Profile) -> Profile:
     check_mask_config(mask_config(changed))
     weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
     for merge_method in changed.merge_methods:
-        config = MergeConfig("", merge_method, weights, changed.density, 0)
+        config = MergeConfig("", merge_method, weights, changed.density, 0, match_norms=False)
         check_merge_config(config, num_adapters=len(changed.domains))
     missing = sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS))
     if missing and changed.weights is None:
@@ -172,6 +174,34 @@ def data_config(profile: Profile, domain_name: str, split: str) -> DataConfig:
         "test": profile.num_test * TEST_FACTOR[domain_name],
     }
     return DataConfig(base_model(profile.base_model).suite, domain_name, split, sizes[split])
+
+
+def paper_config(method_name: str, domain_name: str, base: str, **changes: Any) -> TrainConfig:
+    """The paper's recipe for bases of 7 and 8 billion parameters (appendix), with the fields that `changes` gives.
+
+    `base` is what the adapter's files will call the base model; `domain_name` may be a researcher's own: it draws A.
+
+    Raises:
+        ValueError: for an unknown method, or one whose learning rate the paper does not give and `changes` neither.
+    """
+    method(method_name)
+    if method_name not in PAPER_LEARNING_RATES and "learning_rate" not in changes:
+        raise ValueError(f"The paper gives no learning rate for {method_name!r}: pass learning_rate=…")
+    recipe = TrainConfig(
+        base_model=base,
+        projections=LLAMA_PROJECTIONS,
+        method=method_name,
+        domain=domain_name,
+        rank=32,
+        alpha=64,
+        learning_rate=PAPER_LEARNING_RATES.get(method_name, 0.0),
+        num_epochs=DOMAINS[domain_name].num_epochs if domain_name in DOMAINS else 1,
+        batch_size=32,
+        max_length=512,
+        max_prompt_length=256,
+        seed=0,
+    )
+    return replace(recipe, **changes)
 
 
 def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
@@ -200,7 +230,8 @@ def mask_config(profile: Profile) -> MaskConfig:
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
     weights = profile.weights or (MERGE_WEIGHTS[method_name, merge_method],) * len(profile.domains)
-    return MergeConfig(identity(profile.base_model), merge_method, weights, profile.density, seed)
+    base = identity(profile.base_model)
+    return MergeConfig(base, merge_method, weights, profile.density, seed, match_norms=False)
 
 
 def eval_config(profile: Profile, domain_name: str) -> EvalConfig:

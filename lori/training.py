@@ -1,176 +1,310 @@
-"""Training as the paper does it: `transformers.Trainer` with the paper's loss, clipping and masks."""
+"""Training as the paper does it: `transformers.Trainer` with the paper's loss and clipping, and what LoRI saves.
 
+A step is one batch of the plan in `lori.data`. Each process computes its share in micro-batches, with logits at label
+positions alone; what trains is the same on every process. Under torchrun, accelerate wraps the model in DDP; a base
+that was sharded when it was loaded (`distributed_config=`, FSDP2) keeps its shards, and only the adapter's gradients
+are averaged here.
+"""
+
+import hashlib
+import json
+import os
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 
-from lori.config import TrainConfig
-from lori.data import IGNORED, collate
-from lori.methods import LORA_B, module_name
+from lori.adapters import TENSORS_FILE
+from lori.config import TrainConfig, TrainRuntime, canonical
+from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
+from lori.layer import FlatValues, SparseB
+from lori.methods import adapter_tensors
 from lori.models import pad_and_eos
+
+Rows = Sequence[dict[str, list[int]]]
 
 WEIGHT_DECAY = 0.0  # any other value would move the entries of B that the mask must leave alone
 MAX_GRADIENT_NORM = 1.0  # of each weight matrix by itself (paper; apply_mask_in_backward.py), not of all together
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+IDENTITY_FILE = "training.json"  # beside the checkpoints: whose they are
 
 
-def summed_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the response tokens, summed over tokens and averaged over sequences (paper, appendix).
+def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the response tokens, summed over tokens and sequences (the paper divides by sequences).
 
-    `logits` is (batch, length, vocabulary), `labels` (batch, length); logits at t predict the label at t + 1.
+    `batch` has `input_ids`, `attention_mask` and `labels`, each (sequences, length). Only positions whose next token
+    has a label reach the head: at 8B and 4 % labels that saves some 10 GB of logits.
     """
-    targets = labels[:, 1:]
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     scored = targets != IGNORED
-    return F.cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum") / labels.shape[0]
-
-
-class SequenceLossTrainer(Trainer):
-    """`Trainer` with `summed_token_loss`; the optimizer masks and clips each matrix before it steps."""
-
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None, **arguments: Any):
-        super().__init__(model, **arguments)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over sequences already: nothing to rescale
-        self._masks = masks
-        self.gradient_norms: list[float] = []
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
-        """The loss of one batch; see `summed_token_loss`."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs, use_cache=False)
-        loss = summed_token_loss(outputs.logits, labels)
-        return (loss, outputs) if return_outputs else loss
-
-    def create_optimizer(self, model=None):  # noqa: ARG002
-        """AdamW over what trains, with the paper's constants."""
-        assert self.model is not None
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            trainable.values(),
-            lr=self.args.learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
-        )
-        masks = {} if self._masks is None else matched_masks(trainable, self._masks)
-        self.optimizer.register_step_pre_hook(partial(self._before_step, trainable, masks))
-        return self.optimizer
-
-    def _before_step(self, trainable: dict[str, nn.Parameter], masks: dict[str, Tensor], *_: Any) -> None:
-        norms = mask_and_clip(trainable, masks)
-        self.gradient_norms.append(float(norms.norm()))
-
-
-def matched_masks(trainable: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mask of every trainable parameter, by parameter name.
-
-    Raises:
-        ValueError: if masks and trained B's are not of the same modules and shapes.
-    """
-    wanted = {name: module_name(name) for name in trainable if LORA_B in name}
-    if set(wanted.values()) != set(masks) or len(wanted) != len(trainable):
-        raise ValueError(f"The mask has {len(masks)} modules, the model trains {len(trainable)}: not of one adapter.")
-    for name, module in wanted.items():
-        if trainable[name].shape != masks[module].shape:
-            shapes = f"{tuple(masks[module].shape)} for a B of {tuple(trainable[name].shape)}"
-            raise ValueError(f"The mask of {module} is {shapes}: made at another rank or for another base model.")
-    return {name: masks[module] for name, module in wanted.items()}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs, logits_to_keep=scored, use_cache=False).logits
+    return F.cross_entropy(logits.float(), targets[scored], reduction="sum")
 
 
 @torch.no_grad()
-def mask_and_clip(trainable: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> Tensor:
-    """Zero the gradients outside the masks, then clip each matrix's norm; the norms before clipping are returned."""
-    for name, mask in masks.items():
-        gradient = trainable[name].grad
-        assert gradient is not None
-        gradient.mul_(mask)
-    gradients = [parameter.grad for parameter in trainable.values() if parameter.grad is not None]
+def clip_each(gradients: list[Tensor]) -> Tensor:
+    """Scale each gradient to a norm of at most `MAX_GRADIENT_NORM`, in place; the norms before are returned."""
     norms = torch.stack(torch._foreach_norm(gradients))
     # 1e-6 as torch.nn.utils.clip_grad_norm_
     torch._foreach_mul_(gradients, list((MAX_GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0)))
     return norms
 
 
-class _StopOnBadLoss(TrainerCallback):
-    """A loss that is not finite ends the run: what follows would be wasted."""
+class LoriTrainer(Trainer):
+    """`Trainer` whose batches are `plan_steps`' and whose optimizer clips each matrix and knows sparse B's."""
 
-    def on_log(self, args, state, control, logs=None, **_):  # noqa: ARG002
-        loss = (logs or {}).get("loss", 0.0)
-        if not torch.isfinite(torch.tensor(loss)):
-            raise FloatingPointError(f"The loss is {loss} at step {state.global_step}: lower the learning rate.")
+    def __init__(self, model: nn.Module, rows: Rows, config: TrainConfig, *, pad_token_id: int, **options: Any):
+        self.micro_batch_tokens: int = options.pop("micro_batch_tokens")
+        super().__init__(model, **options)
+        self.rows, self.config, self.pad_token_id = rows, config, pad_token_id
+        self.lengths = [len(row["input_ids"]) for row in rows]
+        self.compute_dtype: Any = model.dtype
+        self.flat: FlatValues | None = None
+        self.gradient_norm = 0.0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item a step, for all epochs; every process has all items and takes its share in `training_step`."""
+        steps = plan_steps(len(self.rows), self.config)
+        return DataLoader(steps, batch_size=1, collate_fn=lambda items: {"rows": items[0]})  # pyright: ignore
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Not counted: an item is a list of rows, which Trainer can't read."""
+        return 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:  # noqa: ARG002
+        """The gradient of one batch; its loss, averaged over its sequences and the same on every process.
+
+        Raises:
+            FloatingPointError: if the loss is NaN or infinite.
+        """
+        model.train()
+        batch: Any = inputs["rows"]
+        num_processes = self.args.world_size
+        parts = plan_micro_batches(
+            self.lengths,
+            batch,
+            max_tokens=self.micro_batch_tokens,
+            rank=self.args.process_index,
+            num_processes=num_processes,
+        )
+        total = torch.zeros((), device=self.args.device)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                total += self._backward(model, part, num_processes / len(batch))
+        total += self._backward(model, parts[-1], num_processes / len(batch))
+        return self._checked(total, batch)
+
+    def _backward(self, model: nn.Module, part: list[int], factor: float) -> Tensor:
+        """`factor` undoes that gradients are averaged over processes, and averages over the batch's sequences."""
+        rows = collate([self.rows[row] for row in part], pad_token_id=self.pad_token_id)
+        loss = summed_token_loss(model, {name: t.to(self.args.device) for name, t in rows.items()}) * factor
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _checked(self, loss: Tensor, batch: list[int]) -> Tensor:
+        if dist.is_initialized():
+            dist.all_reduce(loss)  # or one process would raise while the others wait for it
+            loss /= self.args.world_size
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of rows"
+                f" {sorted(batch)}: lower the learning rate, or look at these rows."
+            )
+        return loss
+
+    def create_optimizer(self, model=None):  # noqa: ARG002
+        """AdamW over what trains, with the paper's constants."""
+        assert self.model is not None
+        sparse = [module for module in self.model.modules() if isinstance(module, SparseB)]
+        keep_dense = self.compute_dtype if self.args.device.type == "cuda" else None
+        self.flat = FlatValues(sparse, keep_dense=keep_dense) if sparse else None
+        own = {id(layer.values) for layer in sparse}
+        dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+        parameters = [self.flat.values, *dense] if self.flat else dense
+        self.optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.args.learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
+        )
+        self.optimizer.register_step_pre_hook(lambda *_: self._before_step(parameters))
+        self.optimizer.register_step_post_hook(lambda *_: self.flat.scatter() if self.flat else None)
+        return self.optimizer
+
+    def _before_step(self, parameters: list[nn.Parameter]) -> None:
+        matrices = list(self.flat.gather_gradients()) if self.flat else []
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.is_distributed_loading_by_transformers:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+                gradient /= self.args.world_size
+        matrices += gradients[1:] if self.flat else gradients
+        self.gradient_norm = float(clip_each(matrices).norm())
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: adapters are equal on all processes by construction, and `_before_step` averages once a step."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A point of the curve; in the trainer's state, so that a resumed run has all of them."""
+        if "loss" in logs:
+            logs = {**logs, "gradient_norm": self.gradient_norm, "time_ms": int(1000 * time.time())}
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        assert output_dir
+        assert self.model
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            if isinstance(self.model, PeftModel):
+                save_file(adapter_tensors(self.model), Path(output_dir, TENSORS_FILE), metadata={"format": "pt"})
+            else:
+                assert isinstance(self.model, PreTrainedModel)
+                self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Trainer's checkpoint, under a temporary name until it is whole; then the one before it goes."""
+        assert self.args.output_dir
+        place = Path(self.args.output_dir)
+        self.args.output_dir = str(place / "partial")
+        super()._save_checkpoint(model, trial)
+        self.args.output_dir = str(place)
+        if dist.is_initialized():
+            dist.barrier()  # every process writes the state of its generators
+        if self.args.should_save:
+            before, newest = get_last_checkpoint(str(place)), f"checkpoint-{self.state.global_step}"
+            os.replace(place / "partial" / newest, place / newest)
+            shutil.rmtree(place / "partial")  # a killed process may have left an older one there
+            if before:
+                shutil.rmtree(before)
+
+
+class _Checkpoints(TrainerCallback):
+    """Asks for a checkpoint every so many steps: Trainer's own option refuses models that were sharded when loaded."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_step_end(self, args, state, control, **_):  # noqa: ARG002
+        control.should_save = state.global_step % self.every == 0
 
 
 def train(
     model: nn.Module,
-    rows: Sequence[dict[str, list[int]]],
+    rows: Rows,
     config: TrainConfig,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    masks: Mapping[str, Tensor] | None = None,
+    runtime: TrainRuntime | None = None,
 ) -> list[dict[str, int | float]]:
     """Train `model` in place on tokenised `rows`; the training curve, one point a step.
 
-    Constant learning rate, no warm-up; the last, partial batch trains too (the authors drop it).
+    Constant learning rate, no warm-up; the last, partial batch trains too (the authors drop it). Interrupted and run
+    again with the same `runtime.checkpoint_dir`, it ends with the same bits. Under torchrun every process calls this.
 
     Raises:
-        FloatingPointError: if the loss becomes NaN or infinite.
-        ValueError: if `masks` are not of this model's B's.
+        FloatingPointError: if the loss becomes NaN or infinite, with the step and the rows.
+        ValueError: if there are no rows, if the checkpoints are of another training, or if nothing in `model` trains.
     """
+    runtime = runtime or TrainRuntime()
     pad, _ = pad_and_eos(tokenizer)
+    if not rows:
+        raise ValueError("There are no rows to train on.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Nothing in this model trains: attach a method to it first (lori.attach).")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SequenceLossTrainer(
+        place = runtime.checkpoint_dir or scratch
+        newest = _newest_checkpoint(Path(place), rows, config)
+        trainer = LoriTrainer(
             model,
-            masks,
-            args=_arguments(config, scratch, device=next(model.parameters()).device),
-            train_dataset=list(rows),
-            data_collator=partial(collate, pad_token_id=pad),
-            callbacks=[_StopOnBadLoss()],
+            rows,
+            config,
+            pad_token_id=pad,
+            micro_batch_tokens=runtime.micro_batch_tokens,
+            args=_arguments(config, place, device=next(model.parameters()).device),
+            callbacks=[_Checkpoints(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
         )
         trainer.remove_callback(PrinterCallback)  # the curve is returned, not printed
-        started = time.time()
-        trainer.train()
-        elapsed = time.time() - started
-    return _curve(trainer, started, elapsed)
+        try:
+            trainer.train(resume_from_checkpoint=newest)
+        finally:
+            if trainer.flat:
+                trainer.flat.release()
+    return _curve(trainer)
 
 
-def _curve(trainer: SequenceLossTrainer, started: float, elapsed: float) -> list[dict[str, int | float]]:
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+def _newest_checkpoint(place: Path, rows: Rows, config: TrainConfig) -> str | None:
+    """Where to go on from, if these are checkpoints of this training.
+
+    Raises:
+        ValueError: if they are of another.
+    """
+    text = json.dumps([[row["input_ids"], row["labels"]] for row in rows])
+    mine = {"config": canonical(config), "rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    path = place / IDENTITY_FILE
+    if path.exists() and json.loads(path.read_text()) != mine:
+        raise ValueError(f"{place} holds checkpoints of another training: delete it, or name another checkpoint_dir.")
+    place.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine))
+    return get_last_checkpoint(str(place))
+
+
+def _curve(trainer: LoriTrainer) -> list[dict[str, int | float]]:
     return [
         {
             "step": entry["step"],
-            "time_ms": int(1000 * (started + elapsed * entry["step"] / len(steps))),
+            "time_ms": entry["time_ms"],
             "train/loss": entry["loss"],
             "train/learning_rate": entry["learning_rate"],
-            "train/gradient_norm": norm,
+            "train/gradient_norm": entry["gradient_norm"],
         }
-        for entry, norm in zip(steps, trainer.gradient_norms, strict=True)
+        for entry in trainer.state.log_history
+        if "loss" in entry
     ]
 
 
-def _arguments(config: TrainConfig, scratch: str, *, device: torch.device) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=scratch,
+def _arguments(config: TrainConfig, place: str, *, device: torch.device) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=place,
         per_device_train_batch_size=config.batch_size,
-        num_train_epochs=config.num_epochs,
+        num_train_epochs=1,  # the plan holds all steps of all epochs
         learning_rate=config.learning_rate,
         lr_scheduler_type=SchedulerType.CONSTANT,
         max_grad_norm=0.0,  # ours is per matrix, in the optimizer's hook
         seed=config.seed,
         data_seed=config.seed,
         use_cpu=device.type == "cpu",
+        ddp_broadcast_buffers=False,  # they are equal already, and the indices of sparse B's are large
+        ddp_find_unused_parameters=False,
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a NaN would be logged as the mean of the losses before it
-        save_strategy="no",
+        save_strategy="no",  # `_Checkpoints` asks for them
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    _ = arguments.device  # counts the GPUs
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # or Trainer would wrap the model in DataParallel where it sees several
+    return arguments

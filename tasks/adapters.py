@@ -9,9 +9,9 @@ import torch
 
 from lori.config import Handle, MergeConfig, Runtime, TrainConfig
 from lori.data import load_rows, tokenise
-from lori.masks import load_masks, num_kept
+from lori.masks import load_masks
 from lori.merging import merge
-from lori.methods import attach, attach_trained, method, num_trainable, save_adapter
+from lori.methods import attach, attach_trained, method, num_trainable, save_adapter, sparsify
 from lori.models import load_base, load_tokenizer
 from lori.training import train
 from tasks import tracking
@@ -65,18 +65,19 @@ def _train(
     start_from: Handle | None,
     runtime: Runtime,
 ) -> tuple[list[dict[str, int | float]], dict[str, float]]:
-    masks = load_masks(tracking.fetch(runtime, mask)) if mask else None
     torch.manual_seed(config.seed)
     base = load_base(config.base_model, runtime.device)
     first_dir = tracking.fetch(runtime, start_from) if start_from else None
     model = attach_trained(base, first_dir, config) if first_dir else attach(base, config)
+    if mask:
+        sparsify(model, load_masks(tracking.fetch(runtime, mask)))
     started, curve = time.monotonic(), []
     if method(config.method).kind != "none":
         tokenizer = load_tokenizer(config.base_model)
         examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
-        curve = train(model, tokenise(examples, tokenizer, config), config, tokenizer=tokenizer, masks=masks)
+        curve = train(model, tokenise(examples, tokenizer, config), config, tokenizer=tokenizer)
     metrics = {
-        "num_trainable": float(num_kept(masks) if masks else num_trainable(model)),
+        "num_trainable": float(num_trainable(model)),
         "train_seconds": time.monotonic() - started,
         **({"final_loss": curve[-1]["train/loss"]} if curve else {}),
     }

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lori.config import Handle, MaskConfig, Runtime
-from lori.masks import magnitude_masks, num_kept, read_bs, save_masks
+from lori.masks import extract_masks, num_kept, save_masks
 from tasks import tracking
 
 
@@ -19,7 +19,7 @@ def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runt
         tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        masks = magnitude_masks(read_bs(tracking.fetch(runtime, adapter)), config)
+        masks = extract_masks(tracking.fetch(runtime, adapter), config)
         save_masks(masks, Path(scratch))
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="mask", name=name, params=params)
         tracking.link_inputs(runtime, run_id, [adapter])

@@ -30,9 +30,9 @@ class Step:
 
 STEPS = {
     "dataset": Step("tasks.data:prepare_dataset", version=1, turn=0),
-    "mask": Step("tasks.masks:extract_mask", version=1, turn=1),
-    "train": Step("tasks.adapters:train_adapter", version=1, turn=2),
-    "merge": Step("tasks.adapters:merge_adapters", version=1, turn=3),
+    "mask": Step("tasks.masks:extract_mask", version=2, turn=1),
+    "train": Step("tasks.adapters:train_adapter", version=2, turn=2),
+    "merge": Step("tasks.adapters:merge_adapters", version=2, turn=3),
     "evaluate": Step("tasks.evaluation:evaluate", version=1, turn=4),
 }
 

@@ -8,14 +8,14 @@ MAKE = """
 import sys
 from pathlib import Path
 from lori.config import MaskConfig
-from lori.masks import magnitude_masks, read_bs, save_masks
+from lori.masks import extract_masks, save_masks
 from lori.methods import attach, save_adapter
 from lori.models import load_base
 from lori.recipes import profile, train_config
 
 out, config = Path(sys.argv[1]), train_config(profile("smoke"), "lori-d", "nlu", seed=0)
 save_adapter(attach(load_base("scale"), config), out / "adapter", config)
-save_masks(magnitude_masks(read_bs(out / "adapter"), MaskConfig(0.9, "model")), out / "mask")
+save_masks(extract_masks(out / "adapter", MaskConfig(0.9, "model")), out / "mask")
 """
 
 

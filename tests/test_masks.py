@@ -1,10 +1,27 @@
-"""Masks: what is kept, in each scope, exactly."""
+"""Masks: what is kept, in each scope, exactly; and what a mask's file says of itself."""
+
+import hashlib
+import json
+import os
+import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lori.adapters import write_adapter
 from lori.config import MaskConfig
-from lori.masks import SCOPES, load_masks, magnitude_masks, num_kept, save_masks
+from lori.masks import (
+    MASK_FILE,
+    SCOPES,
+    check_masks,
+    extract_masks,
+    load_masks,
+    magnitude_masks,
+    num_kept,
+    random_masks,
+    save_masks,
+)
 
 BS = {
     "model.layers.0.self_attn.q_proj": torch.tensor([[9.0, -8.0], [0.1, 0.2]]),
@@ -12,10 +29,15 @@ BS = {
     "model.layers.1.self_attn.q_proj": torch.tensor([[0.6, -0.7], [0.8, 0.9]]),
     "model.layers.1.mlp.up_proj": torch.tensor([[-6.0, 5.0], [1.0, 1.1]]),
 }
+SHAPES = dict.fromkeys(BS, (2, 2))
 
 
 def kept(masks):
     return {round(value, 1) for name, b in BS.items() for value in b[masks[name]].abs().tolist()}
+
+
+def same(masks, others):
+    return masks.keys() == others.keys() and all(torch.equal(masks[name], others[name]) for name in masks)
 
 
 @pytest.mark.parametrize(
@@ -37,30 +59,104 @@ def test_the_largest_magnitudes_of_each_group_are_kept(scope, largest_quarter_of
 def test_exactly_the_asked_for_number_is_kept(scope, sparsity):
     torch.manual_seed(0)
     bs = {name: torch.randn(60, 10) for name in BS}
-    masks = magnitude_masks(bs, MaskConfig(sparsity, scope))
     num_groups = {"model": 1, "module": 2, "projection": 2, "layer": 2, "matrix": 4}[scope]
-    assert num_kept(masks) == num_groups * int((1 - sparsity) * (2400 // num_groups))
+    expected = num_groups * int((1 - sparsity) * (2400 // num_groups))
+    assert num_kept(magnitude_masks(bs, MaskConfig(sparsity, scope))) == expected
+    shapes = dict.fromkeys(BS, (60, 10))
+    assert num_kept(random_masks(shapes, MaskConfig(sparsity, scope), seed=0)) == expected
 
 
-def test_ties_go_to_the_lower_index():
-    masks = magnitude_masks({"m.0.q_proj": torch.ones(2, 3)}, MaskConfig(sparsity=0.5, scope="model"))
-    assert masks["m.0.q_proj"].tolist() == [[True, True, True], [False, False, False]]
+@pytest.mark.parametrize(
+    ("module", "module_group", "layer"),
+    [
+        ("model.layers.10.self_attn.o_proj", "attention", "model.layers.10."),
+        ("model.layers.1.mlp.down_proj", "mlp", "model.layers.1."),
+        ("transformer.h.3.attn.c_attn", "attention", "transformer.h.3."),
+        ("transformer.h.3.mlp.c_fc", "mlp", "transformer.h.3."),
+        ("gpt_neox.layers.2.attention.query_key_value", "attention", "gpt_neox.layers.2."),
+        ("encoder.block.4.layer.0.SelfAttention.q", "attention", "encoder.block.4."),
+        ("decoder.block.4.layer.2.DenseReluDense.wi", "mlp", "decoder.block.4."),
+        ("model.layers.5.mlp.experts.7.up_proj", "mlp", "model.layers.5."),
+        ("lm_head", "mlp", ""),
+    ],
+)
+def test_scopes_read_the_names_of_other_architectures(module, module_group, layer):
+    assert (SCOPES["module"](module), SCOPES["layer"](module)) == (module_group, layer)
+
+
+# The reference: a stable sort of everything, so that ties stay in module order and flat order
+def first_of_the_sorted(bs, sparsity):
+    magnitudes = torch.cat([b.flatten() for b in bs.values()]).double().abs()
+    number = int((1 - sparsity) * len(magnitudes))
+    order = sorted(range(len(magnitudes)), key=lambda i: -magnitudes[i].item())
+    expected = torch.zeros(len(magnitudes), dtype=torch.bool)
+    expected[order[:number]] = True
+    return expected
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+DISTRIBUTIONS = {
+    "normal": normal(41, 24),
+    "bf16-valued": (0.01 * normal(41, 24)).bfloat16().float(),
+    "bf16": (0.01 * normal(41, 24)).bfloat16(),
+    "fp16": normal(41, 24).half(),
+    "five values": (2 * normal(41, 24)).round().clamp(-2, 2),
+    "all equal": torch.full((41, 24), -0.25),
+    "all zero": torch.zeros(41, 24),
+    "zeros of both signs": torch.tensor([0.0, -0.0]).repeat(41, 12),
+    "mostly zero": normal(41, 24) * (normal(41, 24) > 1.7),
+    "denormal": normal(41, 24) * 2.0**-140,
+    "heavy-tailed": normal(41, 24).pow(15).clamp(-3e38, 3e38),
+    "neighbours in the last bit": (torch.arange(984).view(41, 24) % 7 + 0x3F80_0000)
+    .to(torch.int32)
+    .view(torch.float32),
+    "transposed": normal(24, 41).t(),
+}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_what_is_kept_is_what_a_stable_sort_puts_first(distribution, sparsity):
+    whole = DISTRIBUTIONS[distribution]
+    bs = {"m.0.q_proj": whole[:20], "m.0.v_proj": whole[20:21], "m.1.q_proj": whole[21:]}
+    masks = magnitude_masks(bs, MaskConfig(sparsity, "model"))
+    flat = torch.cat([masks[name].flatten() for name in bs])
+    assert torch.equal(flat, first_of_the_sorted(bs, sparsity))
+
+
+def test_ties_go_to_the_lower_index_and_the_earlier_module():
+    bs = {"m.1.q_proj": torch.ones(2, 3), "m.0.q_proj": torch.ones(2, 3)}
+    masks = magnitude_masks(bs, MaskConfig(sparsity=0.6, scope="model"))  # int(0.4 · 12) is 4
+    assert masks["m.1.q_proj"].tolist() == [[True, True, True], [True, False, False]]
+    assert not masks["m.0.q_proj"].any()
 
 
 def test_kept_magnitudes_are_those_at_or_above_the_quantile():
-    torch.manual_seed(0)
-    b = torch.randn(100, 32)
+    b = normal(100, 32)
     mask = magnitude_masks({"m.0.q_proj": b}, MaskConfig(0.9, "model"))["m.0.q_proj"]
     threshold = b.abs().flatten().kthvalue(3200 - 319 + 1).values  # int((1 − 0.9) · 3200) is 319 in floating point
     assert torch.equal(mask, b.abs() >= threshold)
 
 
-def test_a_mask_survives_its_file(tmp_path):
-    torch.manual_seed(0)
-    masks = {"m.0.q_proj": torch.rand(13, 3) > 0.5, "m.0.up_proj": torch.rand(7, 3) > 0.9}
-    save_masks(masks, tmp_path)
-    loaded = load_masks(tmp_path)
-    assert all(torch.equal(loaded[name], mask) for name, mask in masks.items())
+def test_kthvalue_agrees_in_every_layer_of_a_deeper_model():
+    bs = {f"h.{layer}.{name}": normal(300, 8) * (layer + 1) for layer in range(3) for name in ("c_attn", "c_fc")}
+    masks = magnitude_masks(bs, MaskConfig(0.75, "layer"))
+    for layer in range(3):
+        names = [f"h.{layer}.c_attn", f"h.{layer}.c_fc"]
+        magnitudes, flat = (torch.cat([d[name].flatten() for name in names]) for d in (bs, masks))
+        threshold = magnitudes.abs().kthvalue(4800 - 1200 + 1).values
+        assert magnitudes.abs()[flat].min() == threshold
+        assert int(flat.sum()) == 1200
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_b_that_is_not_finite_is_refused_by_its_module(value):
+    bs = {**BS, "model.layers.1.mlp.up_proj": torch.tensor([[1.0, value], [2.0, 3.0]])}
+    with pytest.raises(ValueError, match=r"B of model\.layers\.1\.mlp\.up_proj holds NaN or infinity"):
+        magnitude_masks(bs, MaskConfig(0.5, "model"))
 
 
 @pytest.mark.parametrize(
@@ -75,3 +171,180 @@ def test_a_mask_survives_its_file(tmp_path):
 def test_a_mask_that_cannot_be_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         magnitude_masks(BS, config)
+
+
+def save_bs(directory, dtype):
+    tensors = {}
+    for name, b in BS.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.ones(2, 5)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype)
+    write_adapter(directory, tensors, {"peft_type": "LORA", "r": 2, "lora_alpha": 4}, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_adapters_files_are_enough_for_its_mask(tmp_path, scope, dtype):
+    save_bs(tmp_path / "adapter", dtype)
+    config = MaskConfig(0.75, scope)
+    assert same(extract_masks(tmp_path / "adapter", config), magnitude_masks(BS, config))
+
+
+def test_a_mask_of_no_adapter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+        extract_masks(tmp_path, MaskConfig(0.9, "model"))
+
+
+def test_a_random_mask_keeps_the_largest_of_a_hash_stream():
+    def scores(seed, module, num_entries):
+        stream = hashlib.shake_256(f"random-mask/{seed}/{module}/{num_entries}x1".encode()).digest(4 * num_entries)
+        return [abs(2 * (word >> 8) + 1 - 2**24) for (word,) in struct.iter_unpack("<I", stream)]
+
+    masks = random_masks({"m.0.q_proj": (2, 4), "m.0.up_proj": (3, 4)}, MaskConfig(0.75, "model"), seed=7)
+    all_scores = scores(7, "m.0.q_proj", 8) + scores(7, "m.0.up_proj", 12)
+    threshold = sorted(all_scores)[-5]  # a quarter of 20
+    found = masks["m.0.q_proj"].flatten().tolist() + masks["m.0.up_proj"].flatten().tolist()
+    assert found == [score >= threshold for score in all_scores]
+
+
+def test_another_seed_is_another_random_mask():
+    shapes = {"m.0.q_proj": (100, 4)}
+    first, again, other = (random_masks(shapes, MaskConfig(0.5, "model"), seed=seed) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_a_random_mask_favours_no_module_whatever_its_rank():
+    shapes = {"m.0.q_proj": (4000, 8), "m.0.up_proj": (500, 64)}
+    masks = random_masks(shapes, MaskConfig(0.9, "model"), seed=0)
+    for mask in masks.values():
+        assert abs(mask.float().mean().item() - 0.1) < 5 * (0.09 / 32_000) ** 0.5  # five standard errors
+
+
+def some_masks():
+    return {"m.0.up_proj": normal(7, 3) > 0.9, "m.0.q_proj": normal(13, 3) > 0}  # 21 and 39 bits: no whole bytes
+
+
+def test_a_mask_survives_its_file(tmp_path):
+    save_masks(some_masks(), tmp_path)
+    assert same(load_masks(tmp_path), some_masks())
+    assert same(load_masks(tmp_path / MASK_FILE), some_masks())
+
+
+def test_a_mask_is_saved_beside_an_adapter(tmp_path):
+    save_bs(tmp_path / "adapter", torch.float32)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    save_masks(some_masks(), tmp_path / "adapter")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    assert after == {**before, MASK_FILE: after[MASK_FILE]}
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_mask_is_one_bit_an_entry(tmp_path):
+    save_masks({"m.0.q_proj": torch.ones(4096, 32, dtype=torch.bool)}, tmp_path)
+    assert 4096 * 32 / 8 < (tmp_path / MASK_FILE).stat().st_size < 4096 * 32 / 8 + 600
+
+
+def test_an_old_mask_outlives_a_failed_save(tmp_path, monkeypatch):
+    save_masks(some_masks(), tmp_path / "mask")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        save_masks({"m.0.q_proj": torch.ones(2, 2, dtype=torch.bool)}, tmp_path / "mask")
+    assert same(load_masks(tmp_path / "mask"), some_masks())
+
+
+def change_header(path, change):
+    """The file with `change` made to the JSON in its header, the bits as they were."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    ours = json.loads(header["__metadata__"]["lori"])
+    change(ours)
+    header["__metadata__"]["lori"] = json.dumps(ours)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:5]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"),
+        lambda path: change_header(path, lambda ours: ours.pop("sha256")),
+        lambda path: change_header(path, lambda ours: ours.update(sha256="0" * 64)),
+        lambda path: change_header(path, lambda ours: ours.update(num_kept=3)),
+        lambda path: change_header(path, lambda ours: ours["shapes"].update({"m.0.q_proj": [13, 4]})),
+        lambda path: change_header(path, lambda ours: ours["shapes"].pop("m.0.q_proj")),
+        lambda path: change_header(path, lambda ours: ours.update(shapes=[])),
+    ],
+    ids=["truncated", "cut", "empty", "bit", "no digest", "digest", "count", "shape", "module", "no shapes"],
+)
+def test_a_damaged_or_edited_mask_is_refused_by_its_name(tmp_path, damage):
+    save_masks(some_masks(), tmp_path)
+    damage(tmp_path / MASK_FILE)
+    with pytest.raises(ValueError, match=rf"{MASK_FILE} is damaged.*again"):
+        load_masks(tmp_path)
+
+
+def test_a_mask_that_is_not_there_or_not_a_mask_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=rf"{MASK_FILE} does not exist: save a mask"):
+        load_masks(tmp_path)
+    save_file({"m.0.q_proj": torch.zeros(3, dtype=torch.uint8)}, str(tmp_path / MASK_FILE))
+    with pytest.raises(ValueError, match=rf"{MASK_FILE} is no lori-mask/1 file"):
+        load_masks(tmp_path)
+
+
+def test_the_masks_that_the_authors_released_are_read(tmp_path):
+    theirs = {f"base_model.model.{name}.lora_B.default.weight": b.abs() >= 1 for name, b in BS.items()}
+    torch.save(theirs, tmp_path / "0.9_mask.pt")
+    assert same(load_masks(tmp_path / "0.9_mask.pt"), {name: b.abs() >= 1 for name, b in BS.items()})
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_not_read(tmp_path):
+    torch.save({"mask": Malicious(tmp_path / "it ran")}, tmp_path / "0.9_mask.pt")
+    with pytest.raises(ValueError, match=r"0\.9_mask\.pt is not read"):
+        load_masks(tmp_path / "0.9_mask.pt")
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"no pickle at all"])
+def test_a_damaged_pickle_is_refused_by_its_name(tmp_path, content):
+    (tmp_path / "0.9_mask.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"0\.9_mask\.pt is not read: it is damaged"):
+        load_masks(tmp_path / "0.9_mask.pt")
+
+
+@pytest.mark.parametrize("content", [{}, torch.ones(2, 2), {"m.lora_B.default.weight": torch.ones(2, 2)}])
+def test_a_pickle_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "0.9_mask.pt")
+    with pytest.raises(ValueError, match=r"0\.9_mask\.pt is not a mask of the authors'"):
+        load_masks(tmp_path / "0.9_mask.pt")
+
+
+def test_masks_of_the_same_modules_and_shapes_fit():
+    check_masks({name: b > 1 for name, b in BS.items()}, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            {**SHAPES, "lm_head": (2, 2)},
+            r"4 modules, the adapter 5: not of one adapter\. Only the adapter has lm_head",
+        ),
+        (dict(list(SHAPES.items())[1:]), r"4 modules, the adapter 3: not of one adapter\. Only the mask has model\."),
+        (dict.fromkeys(SHAPES, (2, 4)), r"is \(2, 2\) for a B of \(2, 4\): made at another rank"),
+    ],
+)
+def test_masks_of_another_adapter_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        check_masks({name: b > 1 for name, b in BS.items()}, shapes)

@@ -1,26 +1,31 @@
 """What each method trains, and that it reloads as vanilla PEFT."""
 
-import hashlib
-import math
-import struct
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lori.adapters import LORA_A, LORA_B, digest, open_adapter
+from lori.config import MaskConfig
+from lori.layer import projection_a
+from lori.masks import extract_masks, load_masks, random_masks
 from lori.methods import (
-    LORA_A,
-    LORA_B,
     METHODS,
     apply_adapter,
     attach,
     attach_trained,
+    b_shapes,
+    load_adapter,
+    lora_layers,
     method,
     num_trainable,
-    projection_a,
     save_adapter,
+    sparsify,
 )
 from lori.models import load_base
 from lori.recipes import profile, train_config
@@ -54,7 +59,7 @@ def shake(model):
     ],
 )
 def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper, monkeypatch):
-    monkeypatch.setattr("lori.methods.projection_a", lambda *, shape, **_: torch.empty(shape, device="meta"))
+    monkeypatch.setattr("lori.methods.projection_a", lambda _key, _module, shape: torch.empty(shape, device="meta"))
     shape = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )
@@ -79,13 +84,209 @@ def test_a_saved_adapter_gives_the_trained_models_logits(name, tmp_path):
         torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
 
+def masked(name, model):
+    """`model` as `name` trains it: LoRI-S with a random mask, the others as they are."""
+    if not METHODS[name].mask_from:
+        return model
+    torch.manual_seed(2)
+    return sparsify(
+        model, {m: torch.rand(layer.lora_B["default"].weight.shape) < 0.1 for m, layer in lora_layers(model).items()}
+    )
+
+
 @pytest.mark.parametrize("name", FACTOR_METHODS)
-def test_vanilla_peft_loads_what_we_save(name, tmp_path):
-    model = shake(attach(load_base("scale"), config_of(name)))
+def test_vanilla_peft_gives_exactly_our_logits_of_what_we_save(name, tmp_path):
+    model = shake(masked(name, attach(load_base("scale"), config_of(name))))
     save_adapter(model, tmp_path, config_of(name))
+    vanilla = PeftModel.from_pretrained(load_base("scale"), str(tmp_path))
     with torch.no_grad():
-        vanilla = PeftModel.from_pretrained(load_base("scale"), str(tmp_path))(TOKENS).logits
-        torch.testing.assert_close(vanilla, model(TOKENS).logits, atol=1e-5, rtol=0)
+        assert (vanilla(TOKENS).logits - model(TOKENS).logits).abs().max() == 0.0
+
+
+def test_what_we_save_are_files_of_peft_alone(tmp_path):
+    """No custom class in the settings, no index and no values in the tensors."""
+    model = shake(masked("lori-s", attach(load_base("scale"), config_of("lori-s"))))
+    save_adapter(model, tmp_path, config_of("lori-s"))
+    names = ["adapter_config.json", "adapter_model.safetensors", "lori_mask.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA"
+    assert not [key for key in settings if "custom" in key or "lori" in key]
+    assert {name.rsplit(".", 2)[1] for name in load_file(tmp_path / "adapter_model.safetensors")} == {
+        "lora_A",
+        "lora_B",
+    }
+
+
+def test_the_mask_of_a_sparse_b_is_saved_beside_it(tmp_path):
+    model = attach(load_base("scale"), config_of("lori-s"))
+    masks = random_masks(b_shapes(model), MaskConfig(0.9, "model"), seed=0)
+    save_adapter(sparsify(model, masks), tmp_path, config_of("lori-s"))  # untrained: B is zero, its mask is not
+    saved = load_masks(tmp_path)
+    assert saved.keys() == masks.keys()
+    assert all(torch.equal(saved[module], mask) for module, mask in masks.items())
+
+
+# What PEFT 0.12 wrote, as the published LoRI adapters have it
+PEFT_0_12 = {
+    "alpha_pattern": {},
+    "auto_mapping": None,
+    "base_model_name_or_path": "scale",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 12,
+    "lora_dropout": 0.05,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": 6,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "task_type": "CAUSAL_LM",
+    "use_dora": False,
+    "use_rslora": False,
+}
+
+
+def published(directory, model, *, added_rows):
+    """A directory as the authors' code leaves it: PEFT 0.12's settings, and the embedding with rows added to it."""
+    save_adapter(model, directory, config_of("lori-d"))
+    tensors = load_file(directory / "adapter_model.safetensors")
+    embedding = load_base("scale").get_input_embeddings().weight.detach()
+    for name in ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"):
+        tensors[name] = torch.cat([embedding, added_rows])
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    (directory / "adapter_config.json").write_text(json.dumps(PEFT_0_12))
+    return directory
+
+
+def test_a_published_adapter_loads_without_its_embedding_of_a_padding_token(tmp_path):
+    model = shake(attach(load_base("scale"), config_of("lori-d")))
+    width = load_base("scale").config.hidden_size
+    loaded = load_adapter(load_base("scale"), published(tmp_path, model, added_rows=torch.ones(1, width)))
+    with torch.no_grad():
+        assert (loaded(TOKENS).logits - model(TOKENS).logits).abs().max() < 1e-5
+
+
+def test_an_adapter_whose_embedding_was_trained_is_refused(tmp_path):
+    model = attach(load_base("scale"), config_of("lori-d"))
+    directory = published(tmp_path, model, added_rows=torch.ones(0, load_base("scale").config.hidden_size))
+    tensors = load_file(directory / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.weight"][5] += 1
+    save_file(tensors, directory / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"also trained base_model\.model\.model\.embed_tokens\.weight"):
+        load_adapter(load_base("scale"), directory)
+
+
+def test_the_metadata_say_where_a_comes_from_and_its_digest(tmp_path):
+    save_adapter(attach(load_base("scale"), config_of("lori-d", seed=3)), tmp_path, config_of("lori-d", seed=3))
+    with open_adapter(tmp_path) as adapter:
+        drawn = [projection_a("3/nlu", module, tuple(adapter.a(module).shape)) for module in adapter.modules]
+        assert adapter.metadata["a_key"] == "3/nlu"
+        assert adapter.metadata["a_sha256"] == digest(drawn)
+
+
+def test_continual_learning_keeps_the_first_domains_a_and_says_so(tmp_path):
+    save_adapter(attach(load_base("scale"), config_of("lori-d", domain="safety")), tmp_path, config_of("lori-d"))
+    second = attach_trained(load_base("scale"), tmp_path, config_of("lori-d", domain="nlu"))
+    save_adapter(second, tmp_path / "second", config_of("lori-d", domain="nlu"))
+    with open_adapter(tmp_path) as first, open_adapter(tmp_path / "second") as after:
+        assert after.metadata["domain"] == "nlu"
+        assert after.metadata["a_key"] == first.metadata["a_key"] == "0/safety"
+        assert after.metadata["a_sha256"] == first.metadata["a_sha256"]
+
+
+def test_a_trained_a_has_no_seed_in_the_metadata(tmp_path):
+    save_adapter(attach(load_base("scale"), config_of("lora")), tmp_path, config_of("lora"))
+    with open_adapter(tmp_path) as adapter:
+        assert "a_key" not in adapter.metadata
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_adapter(shake(attach(load_base("scale"), config_of("lori-d"))), tmp_path / "adapter", config_of("lori-d"))
+    return tmp_path / "adapter"
+
+
+def edit(directory, change):
+    """Rewrite the tensors, and keep the header's metadata."""
+    path = directory / "adapter_model.safetensors"
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_an_edited_adapter_is_refused(factor, saved):
+    name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{factor}.weight"
+    edit(saved, lambda tensors: tensors[name].__setitem__((0, 0), 1.0))
+    with pytest.raises(ValueError, match=rf"changed after it was saved: its {factor}'s"):
+        load_adapter(load_base("scale"), saved)
+
+
+def test_a_truncated_adapter_is_refused(saved):
+    path = saved / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is damaged"):
+        load_adapter(load_base("scale"), saved)
+
+
+def test_damaged_settings_are_refused(saved):
+    (saved / "adapter_config.json").write_text('{"peft_type": "LO')
+    with pytest.raises(ValueError, match=r"adapter_config.json is damaged"):
+        load_adapter(load_base("scale"), saved)
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is no PEFT adapter: it has no adapter_config.json"):
+        load_adapter(load_base("scale"), tmp_path)
+
+
+def narrower_base():
+    config = LlamaConfig.from_pretrained("lori/scale_model")
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 96, 16
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_an_adapter_of_a_base_with_other_shapes_is_refused(saved):
+    with pytest.raises(ValueError, match=r"is not an adapter of this base model: .*q_proj|down_proj"):
+        load_adapter(narrower_base(), saved)
+
+
+def test_training_goes_on_only_on_the_base_that_an_adapter_was_made_for(saved):
+    with pytest.raises(ValueError, match=r"is an adapter of scale@\w+, not of elsewhere"):
+        attach_trained(load_base("scale"), saved, config_of("lori-d", base_model="elsewhere"))
+
+
+def test_a_mask_of_another_adapter_is_refused(tmp_path):
+    small = config_of("lori-d", rank=3, alpha=6)
+    save_adapter(shake(attach(load_base("scale"), small)), tmp_path, small)
+    masks = extract_masks(tmp_path, MaskConfig(0.9, "model"))
+    with pytest.raises(ValueError, match="made at another rank"):
+        sparsify(attach(load_base("scale"), config_of("lori-s")), masks)
+
+
+def test_an_adapter_is_saved_whole_or_not_at_all(saved, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("lori.adapters.json.dumps", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(attach(load_base("scale"), config_of("lori-d")), saved, config_of("lori-d"))
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_saved_adapter_names_its_base_and_no_folder_of_this_machine(tmp_path):
@@ -130,23 +331,32 @@ def test_a_is_one_per_domain_and_seed_and_the_same_for_lori_d_and_lori_s():
     assert len({a.flatten()[0].item() for a in dense.values()}) == len(dense), "modules must not share an A"
 
 
-def test_a_is_kaiming_uniform():
-    a = projection_a(seed=0, domain="nlu", module="m", shape=(64, 400))
-    bound = 1 / 400**0.5
-    assert a.abs().max() <= bound
-    assert abs(a.mean()) < 0.01 * bound
-    assert a.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)  # of a uniform on ±bound
+def test_shared_a_is_one_a_for_all_domains():
+    first, second = (
+        factor_as(attach(load_base("scale"), config_of("lori-d", domain=domain, shared_a=True)))
+        for domain in ("nlu", "math")
+    )
+    assert all(torch.equal(a, second[name]) for name, a in first.items())
 
 
-def test_a_has_the_same_bits_everywhere():
-    # In integers and doubles, each rounded to fp32 once: no numpy, no torch
-    stream = hashlib.shake_256(b"3/math/model.layers.0.mlp.up_proj/2x5").digest(4 * 2 * 5)
-    odd = [2 * (word >> 8) + 1 - 2**24 for word in struct.unpack("<10I", stream)]
-    bound = struct.unpack("<f", struct.pack("<f", 1 / math.sqrt(5) / 2**24))[0]
-    expected = struct.pack("<10f", *(value * bound for value in odd))
-    a = projection_a(seed=3, domain="math", module="model.layers.0.mlp.up_proj", shape=(2, 5))
-    assert a.numpy().tobytes() == expected
-    assert hashlib.sha256(expected).hexdigest()[:16] == "eb705607eb409f69"
+def test_fresh_a_is_another_a_for_the_sparse_method_than_for_the_dense_one():
+    dense, sparse, default = (
+        factor_as(attach(load_base("scale"), config_of(name, fresh_a=fresh)))
+        for name, fresh in (("lori-d", True), ("lori-s", True), ("lori-d", False))
+    )
+    assert all(torch.equal(a, default[name]) for name, a in dense.items())
+    assert not any(torch.equal(a, dense[name]) for name, a in sparse.items())
+
+
+@pytest.mark.parametrize("name", ["lori-d", "lori-s"])
+def test_set_adapter_and_is_trainable_leave_a_frozen(name, tmp_path):
+    model = attach(load_base("scale"), config_of(name))
+    model.set_adapter("default")
+    save_adapter(model, tmp_path, config_of(name))
+    for trained in (model, attach_trained(load_base("scale"), tmp_path, config_of(name))):
+        trained.set_adapter("default")
+        assert not any(a.requires_grad for a in factor_as(trained).values())
+        assert any(parameter.requires_grad for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s"])

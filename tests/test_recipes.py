@@ -19,7 +19,7 @@ from lori.recipes import PROFILES, data_config, eval_config, merge_config, profi
         ({"seeds": []}, r"seeds is \[\]: name at least one, each once"),
         ({"domains": ["nlu", "nlu"]}, r"each once"),
         ({"weights": [0.5, 0.5]}, r"4 adapters need 4 weights, not 2"),
-        ({"weights": [0.5, 0.5, 0.5, -0.5]}, r"not negative"),
+        ({"weights": [0.5, 0.5, 0.5, float("nan")]}, r"finite"),
         ({"density": 1.5}, r"0 < density <= 1"),
         ({"merged": ["base"]}, r"No merge weight for \('base', 'concat'\)"),
     ],

@@ -1,0 +1,125 @@
+"""Training of LoRI-S, LoRI-D and PEFT's LoRA under a plain Trainer, side by side, at Llama-3-8B's shape on a GPU.
+
+    python -m benchmarks.gpu            # random weights in bf16, about 4,000 tokens a batch; writes gpu.json
+    python -m benchmarks.gpu --toy      # the same code at toy size, on a CPU too; writes gpu_toy.json
+
+Rows have the lengths of NLU rows; tokens are counted without padding. PEFT's LoRA is trained as its documentation
+shows: `Trainer` with its defaults, labels in the batch, all logits.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
+
+from benchmarks.loop import nlu_like_rows
+from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
+from lori.config import MaskConfig, TrainRuntime
+from lori.data import collate
+from lori.masks import random_masks
+from lori.methods import attach, b_shapes, sparsify
+from lori.models import LLAMA_PROJECTIONS, load_tokenizer
+from lori.recipes import paper_config
+from lori.training import Rows, train
+
+NUM_STEPS, ROUNDS = 10, 3
+LLAMA_3_8B = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+TOY = {
+    "vocab_size": 32_000,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def base(shape: dict[str, int]) -> LlamaForCausalLM:
+    """Random weights in bf16, made where they stay."""
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
+        torch.set_default_dtype(torch.float32)
+    return model.requires_grad_(False)
+
+
+def lori(method: str, model: LlamaForCausalLM, rows: Rows) -> tuple[PeftModel, Callable[[], object]]:
+    config = paper_config(method, "nlu", "llama-3-8b")
+    adapted = attach(model, config)
+    assert isinstance(adapted, PeftModel)
+    if method == "lori-s":
+        sparsify(adapted, random_masks(b_shapes(adapted), MaskConfig(0.9, "model"), seed=0))
+    runtime = TrainRuntime(micro_batch_tokens=8192)
+    return adapted, partial(train, adapted, rows, config, tokenizer=load_tokenizer("scale"), runtime=runtime)
+
+
+def peft_lora(model: LlamaForCausalLM, rows: Rows) -> tuple[PeftModel, Callable[[], object]]:
+    adapted = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules=list(LLAMA_PROJECTIONS)))
+    assert isinstance(adapted, PeftModel)
+    return adapted, partial(plain_trainer, adapted, rows)
+
+
+def plain_trainer(model: nn.Module, rows: Rows) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=32,
+            num_train_epochs=1,
+            learning_rate=5e-5,
+            use_cpu=not torch.cuda.is_available(),
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=partial(collate, pad_token_id=0))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+THEIRS = "LoRA (PEFT), plain Trainer"
+METHODS = {THEIRS: peft_lora, "LoRI-D": partial(lori, "lori-d"), "LoRI-S": partial(lori, "lori-s")}
+
+
+def main(*, toy: bool) -> None:
+    rows, shape = nlu_like_rows(32 * NUM_STEPS), TOY if toy else LLAMA_3_8B
+    num_tokens = sum(len(row["input_ids"]) for row in rows)
+    model = base(shape)
+    seconds, peaks = {name: [] for name in METHODS}, {}
+    for _ in range(ROUNDS):
+        for name, make in METHODS.items():  # one base for all: three of 16 GB would not fit
+            adapted, work = make(model, rows)
+            peaks[name] = peak_bytes(work)  # also the warm-up
+            seconds[name] += interleave({name: work}, 1)[name]
+            model = adapted.unload()
+    table = [
+        {"method": name, "tokens/s": num_tokens / min(times), "peak GiB beyond the model": peaks[name] / 2**30}
+        for name, times in seconds.items()
+    ]
+    goals = [
+        goal("LoRI-S tokens/s / LoRA's", 1 / ratio(seconds, "LoRI-S", THEIRS), "≥", 1.5),
+        goal("LoRI-S peak / LoRA's", peaks["LoRI-S"] / peaks[THEIRS], "≤", 0.6),
+    ]
+    report("gpu_toy" if toy else "gpu", table, goals=goals, shape=shape, num_steps=NUM_STEPS)
+    for line in goals:
+        print(line)
+
+
+if __name__ == "__main__":
+    if "--toy" not in sys.argv and not torch.cuda.is_available():
+        sys.exit("There is no GPU here. `python -m benchmarks.gpu --toy` runs the same code at toy size.")
+    main(toy="--toy" in sys.argv)

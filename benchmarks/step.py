@@ -1,0 +1,120 @@
+"""One training step of LoRI beside PEFT's LoRA: time, and what autograd keeps between forward and backward.
+
+    python -m benchmarks.step      # 3 minutes; writes benchmarks/step.json
+
+A Llama of 28 million parameters, rank 32, 4 sequences of 256 tokens, one thread: the same forward (all logits) and
+batch for all. PEFT's LoRA steps as Trainer does, with a clip of the global norm and one fused AdamW.
+"""
+
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.measure import goal, interleave, ratio, report, saved_bytes
+from lori.config import MaskConfig
+from lori.layer import FlatValues, SparseB
+from lori.masks import random_masks
+from lori.methods import attach, b_shapes, sparsify
+from lori.models import LLAMA_PROJECTIONS
+from lori.recipes import paper_config
+from lori.training import clip_each
+
+ROUNDS = 15
+SHAPE = {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "use_cache": False,
+}
+TOKENS = torch.randint(0, 4096, (4, 256), generator=torch.Generator().manual_seed(0))
+
+
+def base(dtype: torch.dtype) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE)).to(dtype).requires_grad_(False)
+
+
+def peft_lora(dtype: torch.dtype) -> nn.Module:
+    return get_peft_model(base(dtype), LoraConfig(r=32, lora_alpha=64, target_modules=list(LLAMA_PROJECTIONS)))
+
+
+def lori(method: str, dtype: torch.dtype) -> nn.Module:
+    model = attach(base(dtype), paper_config(method, "nlu", "llama-28m"))
+    if method == "lori-s":
+        sparsify(model, random_masks(b_shapes(model), MaskConfig(0.9, "model"), seed=0))
+    return model
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    return model(input_ids=TOKENS, labels=TOKENS).loss
+
+
+def peft_step(model: nn.Module) -> Callable[[], None]:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0, fused=True)
+
+    def step() -> None:
+        loss_of(model).backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def lori_step(model: nn.Module) -> Callable[[], None]:
+    sparse = [module for module in model.modules() if isinstance(module, SparseB)]
+    flat = FlatValues(sparse, keep_dense=None) if sparse else None
+    trainable = [flat.values] if flat else [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0, fused=True)
+
+    def step() -> None:
+        loss_of(model).backward()
+        clip_each(flat.gather_gradients() if flat else [p.grad for p in trainable if p.grad is not None])
+        optimizer.step()
+        if flat:
+            flat.scatter()
+        model.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows, goals = [], []
+    for dtype in (torch.bfloat16, torch.float32):
+        models = {"LoRA (PEFT)": peft_lora(dtype), "LoRI-D": lori("lori-d", dtype), "LoRI-S": lori("lori-s", dtype)}
+        steps = {name: (peft_step if "PEFT" in name else lori_step)(model) for name, model in models.items()}
+        seconds = interleave(steps, ROUNDS)
+        saved = {
+            name: saved_bytes(lambda model=model: loss_of(model), [*model.parameters(), *model.buffers()])
+            for name, model in models.items()
+        }
+        for name, model in models.items():
+            rows.append(
+                {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "method": name,
+                    "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                    "step / LoRA's": ratio(seconds, name, "LoRA (PEFT)"),
+                    "saved activations / LoRA's": saved[name] / saved["LoRA (PEFT)"],
+                }
+            )
+        if dtype == torch.bfloat16:
+            goals = [
+                goal("LoRI-S step / LoRA's", rows[-1]["step / LoRA's"], "≤", 0.80),
+                goal("LoRI-S saved activations / LoRA's", rows[-1]["saved activations / LoRA's"], "≤", 0.55),
+            ]
+    report("step", rows, goals=goals, rounds=ROUNDS, shape=SHAPE)
+    for line in goals:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
