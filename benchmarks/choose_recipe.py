@@ -64,7 +64,8 @@ def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: floa
     model = attach(load_base(PROFILE.base_model), config)
     if dense_rate is not None:
         sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask_config(PROFILE)))
-    rows = tokenise(make_rows(data_config(PROFILE, domain, "train")), tokenizer, config)
+    examples = make_rows(data_config(PROFILE, domain, "train"))
+    rows = tokenise([example.pair for example in examples], tokenizer, config)
     train(model, rows, config, tokenizer=tokenizer)
     out = adapter_dir(root, method, domain, rate)
     save_adapter(model, out, config)

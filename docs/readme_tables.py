@@ -1,19 +1,61 @@
-"""Copy the tables of docs/scale/report.md into the README, so that no number there is typed."""
+"""Copy what runs printed into the documentation, so that no number there is typed.
 
+python docs/readme_tables.py      # the report's tables into README.md, benchmarks/*.json into benchmarks/README.md
+"""
+
+import json
 import re
 from pathlib import Path
+from typing import Any
 
-DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
-PLACE = re.compile(r"(?<=<!-- report -->\n).*(?=<!-- /report -->)", re.DOTALL)
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = {
+    "step": "A training step",
+    "loop": "The whole loop",
+    "files": "At Llama-3-8B's shapes, rank 32, without the model",
+    "gpu": "Llama-3-8B's shape on a GPU",
+    "gpu_toy": "The GPU benchmark at toy size, on the CPU: the code runs, its figures mean nothing",
+}
 
 
 def tables() -> str:
     """What the report shows before it says how it was made."""
-    report = (DOCS / "scale" / "report.md").read_text()
+    report = (ROOT / "docs" / "scale" / "report.md").read_text()
     body = report.partition("\n## How it was made")[0].partition("\n")[2].strip()
     return "\n" + body.replace("\n## ", "\n### ") + "\n\n"
 
 
+def benchmark_tables() -> str:
+    """Each benchmark's rows and goals, with where it was measured."""
+    sections = []
+    for name, title in BENCHMARKS.items():
+        path = ROOT / "benchmarks" / f"{name}.json"
+        if path.exists():
+            sections.append(_section(name, title, json.loads(path.read_text())))
+    return "\n" + "\n\n".join(sections) + "\n\n"
+
+
+def _section(name: str, title: str, found: dict[str, Any]) -> str:
+    libraries = ", ".join(f"{library} {found[library]}" for library in ("torch", "transformers", "peft"))
+    where = f"{found['date']}, {found['device']}, threads: {found['threads']}; {libraries}."
+    command = "gpu --toy" if name == "gpu_toy" else name
+    parts = [f"### {title}", f"`python -m benchmarks.{command}`: {where}", markdown(found["rows"])]
+    return "\n\n".join(parts + ([markdown(found["goals"])] if "goals" in found else []))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as a table."""
+    columns = list(rows[0])
+    cells = [[f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells])
+
+
+def fill(document: Path, mark: str, text: str) -> None:
+    """Put `text` between `<!-- mark -->` and `<!-- /mark -->`."""
+    place = re.compile(rf"(?<=<!-- {mark} -->\n).*(?=<!-- /{mark} -->)", re.DOTALL)
+    document.write_text(place.sub(lambda _: text, document.read_text()))
+
+
 if __name__ == "__main__":
-    README.write_text(PLACE.sub(lambda _: tables(), README.read_text()))
+    fill(ROOT / "README.md", "report", tables())
+    fill(ROOT / "benchmarks" / "README.md", "results", benchmark_tables())

@@ -5,7 +5,6 @@ from .config import MergeConfig as MergeConfig
 from .config import TrainConfig as TrainConfig
 from .config import TrainRuntime as TrainRuntime
 from .data import tokenise as tokenise
-from .domains import Example as Example
 from .masks import extract_masks as extract_masks
 from .masks import load_masks as load_masks
 from .masks import random_masks as random_masks

@@ -36,14 +36,14 @@ def load_rows(path: Path) -> list[Example]:
 
 
 def tokenise(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, config: TrainConfig
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each example: prompt, response, EOS; only response and EOS have labels.
+    """`input_ids` and `labels` of each prompt and response: both, then EOS; only response and EOS have labels.
 
     Prompt and whole are cut at `max_prompt_length` and `max_length` tokens and keep their start (paper: 256 and 512).
     """
-    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
-    responses = tokenizer([example.response for example in examples], add_special_tokens=False)["input_ids"]
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
     _, eos = pad_and_eos(tokenizer)
     rows = []
     for full_prompt, response in zip(prompts, responses, strict=True):

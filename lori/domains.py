@@ -14,6 +14,11 @@ class Example:
     response: str
     answer: Any
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What training sees of it."""
+        return self.prompt, self.response
+
 
 @dataclass(frozen=True)
 class Domain:

@@ -75,7 +75,8 @@ def _train(
     if method(config.method).kind != "none":
         tokenizer = load_tokenizer(config.base_model)
         examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
-        curve = train(model, tokenise(examples, tokenizer, config), config, tokenizer=tokenizer)
+        rows = tokenise([example.pair for example in examples], tokenizer, config)
+        curve = train(model, rows, config, tokenizer=tokenizer)
     metrics = {
         "num_trainable": float(num_trainable(model)),
         "train_seconds": time.monotonic() - started,

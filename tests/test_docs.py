@@ -15,19 +15,42 @@ def test_the_readmes_tables_are_the_reports():
     script = runpy.run_path(str(ROOT / "docs" / "readme_tables.py"))
     assert script["tables"]() in (ROOT / "README.md").read_text()
     assert "| lori-s |" in script["tables"]()
+    assert script["benchmark_tables"]() in (ROOT / "benchmarks" / "README.md").read_text()
 
 
 def test_every_file_of_the_project_is_in_the_readmes_file_map():
     readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"^([\w./-]+\.(?:py|sh|yaml|md|toml|txt|json))\b", readme, re.MULTILINE))
+    listed = set(re.findall(r"^([\w./-]+\.(?:pyi?|sh|yaml|md|toml|txt|json))\b", readme, re.MULTILINE))
     files = {path for folder in ("lori", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")}
     names = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
     assert names - listed == set()
     assert all((ROOT / name).exists() for name in listed)
 
 
+def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lori").mkdir()
+    (tmp_path / "lori" / "scale_model").symlink_to(ROOT / "lori" / "scale_model")  # as in the checkout
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    tokens = namespace["tokenizer"]("Say goodbye.", return_tensors="pt")
+    assert namespace["model"](**tokens).logits.isfinite().all()
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("adapter_model.safetensors")}
+    assert names == {
+        *(
+            f"adapters/{d}/{method}/adapter_model.safetensors"
+            for d in ("greet", "part")
+            for method in ("lori-d", "lori-s")
+        ),
+        "adapters/merged/adapter_model.safetensors",
+    }
+
+
 def test_links_to_files_lead_somewhere():
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "mlflow" / "README.md"]:
+    readmes = [ROOT / folder / "README.md" for folder in (".", "mlflow", "benchmarks")]
+    for document in [*readmes, *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

@@ -43,7 +43,7 @@ def test_every_prompt_gets_its_samples_and_the_seed_repeats_them():
 def test_only_response_and_end_are_scored():
     tokenizer = load_tokenizer("scale")
     (example, *_) = examples_of("math", "train")
-    (row,) = tokenise([example], tokenizer, train_config(SMOKE, "lora", "math", seed=0))
+    (row,) = tokenise([example.pair], tokenizer, train_config(SMOKE, "lora", "math", seed=0))
     scored = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert scored[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(scored[:-1]) == example.response
@@ -54,7 +54,7 @@ def test_training_sees_a_prompt_as_generation_does():
     tokenizer = load_tokenizer("scale")
     for domain in SMOKE.domains:
         (example, *_) = examples_of(domain, "train")
-        (row,) = tokenise([example], tokenizer, train_config(SMOKE, "lora", domain, seed=0))
+        (row,) = tokenise([example.pair], tokenizer, train_config(SMOKE, "lora", domain, seed=0))
         prompt = tokenizer([example.prompt])["input_ids"][0]
         assert row["input_ids"][: len(prompt)] == prompt
 
@@ -63,7 +63,7 @@ def test_a_long_row_keeps_its_start():
     tokenizer = load_tokenizer("scale")
     (example, *_) = examples_of("math", "train")
     config = replace(train_config(SMOKE, "lora", "math", seed=0), max_prompt_length=7, max_length=12)
-    (row,) = tokenise([example], tokenizer, config)
+    (row,) = tokenise([example.pair], tokenizer, config)
     assert row["input_ids"][:7] == tokenizer([example.prompt])["input_ids"][0][:7]
     assert row["labels"][:7] == [IGNORED] * 7
     assert len(row["input_ids"]) == len(row["labels"]) == 12
@@ -89,7 +89,8 @@ def test_no_row_of_the_scale_profile_is_cut():
         config = train_config(scale, "lora", domain, seed=0)
         longest = replace(config, max_length=10_000, max_prompt_length=10_000)
         rows = make_rows(data_config(scale, domain, "train"))
-        assert tokenise(rows, tokenizer, config) == tokenise(rows, tokenizer, longest)
+        pairs = [row.pair for row in rows]
+        assert tokenise(pairs, tokenizer, config) == tokenise(pairs, tokenizer, longest)
 
 
 def test_greedy_is_transformers_greedy():
