@@ -60,11 +60,13 @@ def sparse_step(bs: dict[str, Tensor], masks: dict[str, Tensor]) -> Callable[[],
     """Ours: the kept values as one vector."""
     flat = FlatValues([SparseB(bs[module] * mask, mask) for module, mask in masks.items()], keep_dense=None)
     optimizer = torch.optim.AdamW([flat.values], lr=5e-4, weight_decay=0.0, fused=True)
+    flat.lend_gradients()
     for layer in flat.layers:
-        layer.values.grad = torch.full_like(layer.values, 1e-3)
+        assert layer.values.grad is not None
+        layer.values.grad.fill_(1e-3)
 
     def step() -> None:
-        clip_each(flat.gather_gradients())
+        clip_each(flat.gradients())
         optimizer.step()
         flat.scatter()
 
@@ -92,10 +94,11 @@ def file_goals(root: Path, bs: dict[str, Tensor], masks: dict[str, Tensor]) -> t
     )
     save_masks(masks, sparse)
     compact = root / "compact.safetensors"
+    save_compact(sparse, compact, dtype="bfloat16")
     works = {
         "merge": lambda: merge(adapters, config, root / "merged"),
-        "save compact": lambda: save_compact(sparse, compact, "bfloat16"),
-        "expand compact": lambda: expand_compact(compact, root / "expanded"),
+        "save compact": lambda: save_compact(sparse, compact, dtype="bfloat16"),
+        "expand compact": lambda: expand_compact(compact, Path(tempfile.mkdtemp(dir=root))),
     }
     seconds = {name: min(times) for name, times in interleave(works, 3).items()}
     return [

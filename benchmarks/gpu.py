@@ -47,10 +47,11 @@ TOY = {
 
 
 def base(shape: dict[str, int]) -> LlamaForCausalLM:
-    """Random weights in bf16, made where they stay."""
+    """Random weights, made where they stay: in bf16 on a GPU, in fp32 on a CPU, which may lack bf16 instructions."""
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.bfloat16)
+    on_gpu = torch.cuda.is_available()
+    with torch.device("cuda" if on_gpu else "cpu"):
+        torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
         model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
         torch.set_default_dtype(torch.float32)
     return model.requires_grad_(False)

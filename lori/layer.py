@@ -207,13 +207,19 @@ def freeze_a(layer: LoraLayer, adapter_name: str) -> None:
 class FlatValues:
     """The kept values of all sparse B's as one vector: one tensor to step, one Adam state, one scatter a step.
 
-    `values` is what the optimizer gets. On a GPU `keep_dense` also holds every B in the compute dtype (88 MB in bf16
-    for Llama-3-8B at r = 32), written by one scatter after each step, where each layer would launch its own twice.
+    `values` is what the optimizer gets; the layers' parameters and gradients are parts of it. On a GPU `keep_dense`
+    also holds every B in the compute dtype (88 MB in bf16 for Llama-3-8B at r = 32), written by one scatter after each
+    step, where each layer would launch its own twice.
     """
 
     def __init__(self, layers: list[SparseB], *, keep_dense: torch.dtype | None):
         self.layers = layers
         self.values = nn.Parameter(torch.cat([layer.values.detach() for layer in layers]))
+        self.parts = self._split(self.values.detach())
+        self.values.grad = torch.zeros_like(self.values)
+        self.gradient_parts = self._split(self.values.grad)
+        for layer, part in zip(layers, self.parts, strict=True):
+            layer.values.data = part
         self.dense: Tensor | None = None
         if keep_dense is not None:
             self._allocate_dense(keep_dense)
@@ -229,21 +235,31 @@ class FlatValues:
         for layer, part in zip(self.layers, self.dense.split(sizes), strict=True):
             layer.dense = part.view(layer.out_features, layer.in_features)
 
-    def gather_gradients(self) -> tuple[Tensor, ...]:
-        """The layers' gradients in one vector, `values.grad`; returned are its parts, a matrix each."""
-        gradients = [torch.zeros_like(b.values) if b.values.grad is None else b.values.grad for b in self.layers]
-        self.values.grad = torch.cat(gradients)
-        return self._split(self.values.grad)
+    def lend_gradients(self) -> None:
+        """Before the first backward of a step: zero, and what the layers then accumulate into."""
+        assert self.values.grad is not None
+        self.values.grad.zero_()
+        for layer, part in zip(self.layers, self.gradient_parts, strict=True):
+            layer.values.grad = part
+
+    def gradients(self) -> list[Tensor]:
+        """After the last backward: the parts of `values.grad`, a matrix each."""
+        for layer, part in zip(self.layers, self.gradient_parts, strict=True):
+            if layer.values.grad is not None and layer.values.grad.data_ptr() != part.data_ptr():
+                part.copy_(layer.values.grad)
+        return list(self.gradient_parts)
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """After a step: the layers' values anew, and their dense B's."""
-        # Copied, not views of one storage: DDP gives its parameters storages of their own
-        torch._foreach_copy_([layer.values for layer in self.layers], self._split(self.values))
+        """After a step: the layers' values, where they are no longer parts (DDP gives them other storages), and B's."""
+        for layer, part in zip(self.layers, self.parts, strict=True):
+            if layer.values.data_ptr() != part.data_ptr():
+                layer.values.copy_(part)
         if self.dense is not None:
             self.dense[self.index] = self.values.to(self.dense.dtype)
 
     def release(self) -> None:
-        """Forget the dense B's: the layers build their own again."""
+        """Give each layer values of its own again, and forget the dense B's."""
         for layer in self.layers:
-            layer.dense = None
+            layer.values.data = layer.values.detach().clone()
+            layer.values.grad = layer.dense = None

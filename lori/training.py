@@ -65,8 +65,10 @@ def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def clip_each(gradients: list[Tensor]) -> Tensor:
     """Scale each gradient to a norm of at most `MAX_GRADIENT_NORM`, in place; the norms before are returned."""
     norms = torch.stack(torch._foreach_norm(gradients))
-    # 1e-6 as torch.nn.utils.clip_grad_norm_
-    torch._foreach_mul_(gradients, list((MAX_GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0)))
+    factors = [MAX_GRADIENT_NORM / (norm + 1e-6) for norm in norms.tolist()]  # 1e-6 as torch's clip_grad_norm_
+    too_long = [(gradient, factor) for gradient, factor in zip(gradients, factors, strict=True) if factor < 1]
+    if too_long:
+        torch._foreach_mul_([gradient for gradient, _ in too_long], [factor for _, factor in too_long])
     return norms
 
 
@@ -98,6 +100,8 @@ class LoriTrainer(Trainer):
             FloatingPointError: if the loss is NaN or infinite.
         """
         model.train()
+        if self.flat:
+            self.flat.lend_gradients()
         batch: Any = inputs["rows"]
         num_processes = self.args.world_size
         parts = plan_micro_batches(
@@ -154,7 +158,7 @@ class LoriTrainer(Trainer):
         return self.optimizer
 
     def _before_step(self, parameters: list[nn.Parameter]) -> None:
-        matrices = list(self.flat.gather_gradients()) if self.flat else []
+        matrices = self.flat.gradients() if self.flat else []
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.is_distributed_loading_by_transformers:
             for gradient in gradients:

@@ -307,9 +307,10 @@ def test_the_flat_layout_steps_as_one_vector_and_gives_the_same_bits(keep_dense)
     many = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     for _ in range(4):
         for optimizer, model in ((one, flat_model), (many, each)):
-            loss_of(model).backward()
             if optimizer is one:
-                flat.gather_gradients()
+                flat.lend_gradients()
+            loss_of(model).backward()
+            flat.gradients()
             optimizer.step()
             model.zero_grad()
         flat.scatter()

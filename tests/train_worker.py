@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
+import lori.training
 from lori.config import MaskConfig, TrainRuntime
 from lori.masks import random_masks
 from lori.methods import attach, b_shapes, save_adapter, sparsify
@@ -46,18 +46,18 @@ class Killed(Exception):
 
 def fit_and_die(out: Path, name: str, *, num_shards: int) -> None:
     """The same, ended in the fourth step."""
-    step, calls = torch.optim.AdamW.step, iter(range(3))
+    clip_each, calls = lori.training.clip_each, iter(range(3))
 
-    def limited(*arguments, **options):
+    def limited(gradients):
         if next(calls, None) is None:
             raise Killed
-        return step(*arguments, **options)
+        return clip_each(gradients)
 
-    torch.optim.AdamW.step = limited
+    lori.training.clip_each = limited
     try:
         fit(out, name, num_shards=num_shards)
     except Killed:
-        torch.optim.AdamW.step = step
+        lori.training.clip_each = clip_each
 
 
 if __name__ == "__main__":
