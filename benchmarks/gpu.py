@@ -97,7 +97,8 @@ METHODS = {THEIRS: peft_lora, "LoRI-D": partial(lori, "lori-d"), "LoRI-S": parti
 
 
 def main(*, toy: bool) -> None:
-    rows, shape = nlu_like_rows(32 * NUM_STEPS), TOY if toy else LLAMA_3_8B
+    num_steps, shape = (2, TOY) if toy else (NUM_STEPS, LLAMA_3_8B)
+    rows = nlu_like_rows(32 * num_steps)
     num_tokens = sum(len(row["input_ids"]) for row in rows)
     model = base(shape)
     seconds, peaks = {name: [] for name in METHODS}, {}
@@ -115,7 +116,7 @@ def main(*, toy: bool) -> None:
         goal("LoRI-S tokens/s / LoRA's", 1 / ratio(seconds, "LoRI-S", THEIRS), "≥", 1.5),
         goal("LoRI-S peak / LoRA's", peaks["LoRI-S"] / peaks[THEIRS], "≤", 0.6),
     ]
-    report("gpu_toy" if toy else "gpu", table, goals=goals, shape=shape, num_steps=NUM_STEPS)
+    report("gpu_toy" if toy else "gpu", table, goals=goals, shape=shape, num_steps=num_steps)
     for line in goals:
         print(line)
 

@@ -251,7 +251,7 @@ class FlatValues:
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """After a step: the layers' values, where they are no longer parts (DDP gives them other storages), and B's."""
+        """After a step: the layers' values, where DDP gave them storages of their own, and the dense B's."""
         for layer, part in zip(self.layers, self.parts, strict=True):
             if layer.values.data_ptr() != part.data_ptr():
                 layer.values.copy_(part)

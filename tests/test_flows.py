@@ -98,7 +98,7 @@ def test_a_flow_that_has_nothing_to_do_says_so_instead_of_completing(state_dir: 
 def test_a_bug_is_not_retried_and_the_other_cells_go_on(
     paper: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(STEPS, "merge", Step(f"{__name__}:broken_merge", version=2, turn=3))
+    monkeypatch.setitem(STEPS, "merge", Step(f"{__name__}:broken_merge", version=STEPS["merge"].version + 1, turn=3))
     BROKEN.clear()
     with pytest.raises(FailedRun, match="merge lora ties  seed 0: ZeroDivisionError"):
         full_paper(profile="smoke", merge_methods=["ties"])
