@@ -90,6 +90,13 @@ def lori_step(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
     return step
 
 
+def gemm_speed(dtype: torch.dtype) -> float:
+    """How fast a backward's dy @ W is in `dtype`, as a share of fp32: what bf16 can gain on this processor."""
+    dy, w = torch.randn(256, 1408), torch.randn(1408, 512)
+    works = {"own": partial(torch.matmul, dy.to(dtype), w.to(dtype)), "fp32": partial(torch.matmul, dy, w)}
+    return 1 / ratio(interleave(works, ROUNDS), "own", "fp32")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rows, goals = [], []
@@ -112,6 +119,7 @@ def main() -> None:
                     "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
                     "step / LoRA's": ratio(seconds, name, "LoRA (PEFT)"),
                     "saved activations / LoRA's": saved[name] / saved["LoRA (PEFT)"],
+                    "GEMM speed / fp32's": gemm_speed(dtype),
                 }
             )
         if dtype == torch.bfloat16:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -104,11 +105,17 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def check_digests(adapter: AdapterFile) -> None:
-    """Whether A's and B's are those that were saved. Adapters of other tools have no digest: taken as they are.
+    """Whether A's, B's and scaling are those that were saved. Adapters of other tools have none: taken as they are.
 
     Raises:
         ValueError: if they are not.
     """
+    noted = adapter.metadata.get("scaling")
+    if noted is not None and any(adapter.scaling(module) != noted for module in adapter.modules):
+        raise ValueError(
+            f"{adapter.directory / SETTINGS_FILE} was changed after it was saved: alpha and rank gave a scaling of"
+            f" {noted}. Restore it, or train it again."
+        )
     for factor, read in (("a", adapter.a), ("b", adapter.b)):
         noted = adapter.metadata.get(f"{factor}_sha256")
         if noted is not None and noted != digest(map(read, adapter.modules)):
@@ -146,6 +153,12 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} is no PEFT adapter: it has no {SETTINGS_FILE}.") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings. Save or download the adapter again.")
+    if settings.get("peft_type") == "LORA" and (missing := {"r", "lora_alpha", "target_modules"} - settings.keys()):
+        raise ValueError(
+            f"{path} lacks {', '.join(sorted(missing))}: without it the adapter can't be scaled or placed."
+        )
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path} is of a {settings.get('peft_type')} adapter; only LORA has the factors A and B.")
     return settings
@@ -210,19 +223,37 @@ def write_tensors(
 
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` that takes its place at the end, or its files' place if there are others already.
+    """A folder beside `directory` that takes its place at the end.
 
-    A crash or an error leaves `directory` as it was.
+    An error leaves `directory` as it was. Where other files lie already, the new ones take their places one by one, so
+    that a machine that dies just then may leave both. Of several processes all write and wait; the first one's stay.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp's own is for the owner alone
-        if directory.exists() and any(directory.iterdir()):
-            for path in sorted(partial.iterdir(), reverse=True):  # tensors before the settings that declare them
-                os.replace(path, directory / path.name)
-        else:
-            os.replace(partial, directory)
+        if is_first_process():
+            _put(partial, directory)
+        wait_for_all()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, directory: Path) -> None:
+    if directory.exists() and any(directory.iterdir()):
+        for path in sorted(partial.iterdir(), reverse=True):  # tensors before the settings that declare them
+            os.replace(path, directory / path.name)
+    else:
+        os.replace(partial, directory)
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun started, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Until every process has come here: what the first one wrote can be read then."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -13,7 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lori.adapters import PREFIX, AdapterFile, check_digests, digest, open_adapter, write_adapter, written_whole
+from lori.adapters import (
+    PREFIX,
+    AdapterFile,
+    check_digests,
+    digest,
+    is_first_process,
+    open_adapter,
+    wait_for_all,
+    write_adapter,
+    written_whole,
+)
 from lori.layer import projection_a
 from lori.masks import MASK_FILE, check_masks, load_masks, pack, read_checked, save_masks, unpack, write_checked
 
@@ -51,7 +61,9 @@ def save_compact(adapter_dir: Path, path: Path, *, dtype: str) -> None:
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         write_checked(partial, tensors, header)
-        os.replace(partial, path)
+        if is_first_process():
+            os.replace(partial, path)
+        wait_for_all()
     finally:
         partial.unlink(missing_ok=True)
 

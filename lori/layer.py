@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 
 def projection_a(key: str, module: str, shape: tuple[int, int]) -> Float[Tensor, "rank d_in"]:
@@ -88,6 +89,9 @@ class SparseB(nn.Module):
         if name not in state_dict:
             missing.append(name)
             return
+        if state_dict[name].shape != (self.out_features, self.in_features):
+            errors.append(f"{name}: {tuple(state_dict[name].shape)} for a B of {self.out_features, self.in_features}.")
+            return
         flat = state_dict[name].flatten().to(self.values)
         index = self.index.long()
         rest = torch.zeros_like(flat) if self.rest is None else self.rest.flatten()
@@ -120,11 +124,11 @@ class _Lori(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         h = (rows @ a.to(rows.dtype).t()).mul_(scaling)  # scaled where it is small
         full = _dense_b(b, index, rest, dense, (w.shape[0], a.shape[0]), rows.dtype)
-        y = F.linear(rows, w, bias)
-        y.addmm_(h, full.t())
+        y = F.linear(x, w, bias)
+        y.view(-1, w.shape[0]).addmm_(h, full.t())  # of y itself a view must not be returned: none may change it then
         ctx.save_for_backward(h, w, a, b, index, rest, dense)
         ctx.scaling = scaling
-        return y.view(*x.shape[:-1], w.shape[0])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -153,9 +157,10 @@ class LoriLinear(LoraLinear):
     """PEFT's LoRA linear with a frozen A; its fast path is one fused node, everything else is PEFT's forward."""
 
     def update_layer(self, adapter_name: str, *arguments: Any, **options: Any) -> None:
-        """PEFT's, and A of the new adapter frozen."""
+        """PEFT's, and A frozen if the adapter's config asked for this layer: a plain LoRA beside it trains its A."""
         super().update_layer(adapter_name, *arguments, **options)
-        freeze_a(self, adapter_name)
+        if options["config"]._custom_modules:
+            freeze_a(self, adapter_name)
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """x (…, d_in) to (…, d_out)."""
@@ -180,20 +185,26 @@ class LoriLinear(LoraLinear):
             and names[0] not in self.lora_variant
             and isinstance(self.lora_dropout[names[0]], nn.Identity)
             and not (self.disable_adapters or self.merged or self.lora_bias[names[0]])
-            and not (self.base_layer.weight.requires_grad or self.lora_A[names[0]].weight.requires_grad)
-            and type(self.base_layer) is nn.Linear
+            and not self.lora_A[names[0]].weight.requires_grad
+            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
+            and not (self.base_layer._forward_hooks or self.base_layer._forward_pre_hooks)
+            and isinstance(self.base_layer, PlainLinear)
         )
 
 
 class _ExactlyLinear(type):
     def __instancecheck__(cls, module: object) -> bool:
-        return type(module) is nn.Linear
+        # DTensor: a share of an ordinary weight (FSDP2), whole whenever the layer computes
+        return type(module) is nn.Linear and (
+            type(module.weight) is nn.Parameter or isinstance(module.weight, DTensor)
+        )
 
 
 class PlainLinear(metaclass=_ExactlyLinear):
-    """Key for `LoraConfig._register_custom_module`: `nn.Linear` without its subclasses.
+    """Key for `LoraConfig._register_custom_module`: `nn.Linear` with an ordinary weight.
 
-    Quantised linears (bitsandbytes) are subclasses; PEFT has layers of its own for them, which can also merge.
+    Quantised linears are subclasses (bitsandbytes) or have a weight of another type (torchao); PEFT has layers of its
+    own for them, which can also merge.
     """
 
 

@@ -119,7 +119,7 @@ def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path) -> None:
             than their factors; for different ranks, which only concat and svd merge. `out` stays as it was.
     """
     check_merge_config(config, len(adapter_dirs))
-    check_directories(adapter_dirs)
+    check_directories(adapter_dirs, config.base_model)
     without = [str(directory) for directory in adapter_dirs if not _has_factors(directory)]
     if without and MERGE_METHODS[config.method].tensors is None:
         raise ValueError(

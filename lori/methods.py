@@ -23,6 +23,7 @@ from lori.adapters import (
     AdapterFile,
     check_digests,
     digest,
+    is_first_process,
     module_name,
     open_adapter,
     write_adapter,
@@ -30,7 +31,7 @@ from lori.adapters import (
 )
 from lori.config import TrainConfig
 from lori.layer import LoriLinear, PlainLinear, SparseB, freeze_a, projection_a
-from lori.masks import check_masks, save_masks
+from lori.masks import MASK_FILE, check_masks, save_masks
 
 ADAPTER = "default"  # PEFT's name for the adapter in a model; a file has none
 
@@ -232,10 +233,13 @@ def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None
     """Write what was trained: a PEFT directory, or for `full` the whole model; nothing for `base`.
 
     The mask of sparse B's lies beside them: a kept entry may be 0, so B alone does not show it. The file's metadata
-    say how it was made, with the digests of its A's and B's. Of several processes, one writes.
+    say how it was made, with the digests of its A's and B's. Under torchrun every process calls this.
+
+    Raises:
+        ValueError: if `model` has no adapter although `config.method` trains one.
     """
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    kind = method(config.method).kind
     if isinstance(model, PeftModel):
         tensors = adapter_tensors(model)
         settings = {**model.peft_config[ADAPTER].to_dict(), "inference_mode": True}
@@ -244,7 +248,11 @@ def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None
             masks = masks_of(model)
             if masks:
                 save_masks(masks, partial)
-    elif method(config.method).kind == "full":
+        if not masks and is_first_process():
+            (directory / MASK_FILE).unlink(missing_ok=True)  # an older adapter's
+    elif kind == "lora":
+        raise ValueError(f"This model has no adapter to save: attach {config.method} to it first (lori.attach).")
+    elif kind == "full":
         assert isinstance(model, PreTrainedModel)
         with written_whole(directory) as partial:
             model.save_pretrained(str(partial))
@@ -256,7 +264,11 @@ def _metadata(tensors: Mapping[str, Tensor], model: PeftModel, config: TrainConf
         for name, factor in (("a_sha256", LORA_A), ("b_sha256", LORA_B))
     }
     origin = model.origin if method(config.method).freeze_a else {}  # a trained A is not the seed's
-    return {"method": config.method, "domain": config.domain, "seed": config.seed, **origin, **digests}
+    lora = model.peft_config[ADAPTER]
+    assert isinstance(lora, LoraConfig)
+    scaling = lora.lora_alpha / lora.r if not (lora.use_rslora or lora.rank_pattern or lora.alpha_pattern) else None
+    made = {"method": config.method, "domain": config.domain, "seed": config.seed, "scaling": scaling}
+    return {**made, **origin, **digests}
 
 
 def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:

@@ -79,8 +79,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def pad_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The ids of the padding and the end token."""
+    """The ids of the padding and the end token. Without a padding token it is the end token: padding is masked anyway.
+
+    Raises:
+        ValueError: if the tokenizer has no end token, with which every response ends.
+    """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    assert isinstance(pad, int)
-    assert isinstance(eos, int)
-    return pad, eos
+    if not isinstance(eos, int):
+        raise ValueError(f"The tokenizer {tokenizer.name_or_path!r} has no end token: set tokenizer.eos_token.")
+    return pad if isinstance(pad, int) else eos, eos

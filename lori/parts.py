@@ -36,8 +36,8 @@ class Part:
         return max(rank for _, rank, _ in self.shapes.values())
 
 
-def check_directories(adapter_dirs: Sequence[Path]) -> None:
-    """Adapters or whole models, undamaged, and of one base model as far as their settings say.
+def check_directories(adapter_dirs: Sequence[Path], base_model: str) -> None:
+    """Adapters or whole models, undamaged, and of `base_model` as far as their settings say.
 
     Raises:
         ValueError: if they are not.
@@ -51,11 +51,11 @@ def check_directories(adapter_dirs: Sequence[Path]) -> None:
                 pass  # else a truncated file is only noticed after its base model was loaded
         if (directory / SETTINGS_FILE).exists():
             bases.setdefault(read_settings(directory).get("base_model_name_or_path"), directory)
-    if len(bases) > 1:
+    if bases.keys() - {base_model}:
         listed = ", ".join(f"{directory} of {base!r}" for base, directory in bases.items())
         raise ValueError(
-            f"Adapters of different base models: {listed}. Merge adapters of one; if it only has several names, make"
-            f" base_model_name_or_path the same in each {SETTINGS_FILE}."
+            f"A merge for {base_model!r} of adapters of different base models: {listed}. Merge adapters of one; if it"
+            f" only has several names, make base_model_name_or_path the same in each {SETTINGS_FILE}."
         )
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -33,11 +34,11 @@ from transformers import (
 )
 from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 
-from lori.adapters import TENSORS_FILE
+from lori.adapters import LORA_A, TENSORS_FILE, digest, is_first_process, wait_for_all
 from lori.config import TrainConfig, TrainRuntime, canonical
 from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
 from lori.layer import FlatValues, SparseB
-from lori.methods import adapter_tensors
+from lori.methods import adapter_tensors, method
 from lori.models import pad_and_eos
 
 Rows = Sequence[dict[str, list[int]]]
@@ -197,11 +198,10 @@ class LoriTrainer(Trainer):
         if dist.is_initialized():
             dist.barrier()  # every process writes the state of its generators
         if self.args.should_save:
-            before, newest = get_last_checkpoint(str(place)), f"checkpoint-{self.state.global_step}"
+            before, newest = list(place.glob("checkpoint-*")), f"checkpoint-{self.state.global_step}"
             os.replace(place / "partial" / newest, place / newest)
-            shutil.rmtree(place / "partial")  # a killed process may have left an older one there
-            if before:
-                shutil.rmtree(before)
+            for older in (place / "partial", *before):  # a killed process may have left some
+                shutil.rmtree(older)
 
 
 class _Checkpoints(TrainerCallback):
@@ -226,27 +226,32 @@ def train(
 
     Constant learning rate, no warm-up; the last, partial batch trains too (the authors drop it). Interrupted and run
     again with the same `runtime.checkpoint_dir`, it ends with the same bits. Under torchrun every process calls this.
+    torch's random generator is seeded with `config.seed`.
 
     Raises:
         FloatingPointError: if the loss becomes NaN or infinite, with the step and the rows.
-        ValueError: if there are no rows, if the checkpoints are of another training, or if nothing in `model` trains.
+        ValueError: if there are no rows or no labels, if checkpoints are of another training, if a mask is missing, or
+            if nothing in `model` trains.
     """
     runtime = runtime or TrainRuntime()
     pad, _ = pad_and_eos(tokenizer)
     if not rows:
         raise ValueError("There are no rows to train on.")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("Nothing in this model trains: attach a method to it first (lori.attach).")
+    _check_trainable(model, config)
+    if all(label == IGNORED for row in rows for label in row["labels"]):
+        raise ValueError("No row has a label to learn: every response was cut off, or is empty.")
+    was_training = model.training
     with tempfile.TemporaryDirectory() as scratch:
         place = runtime.checkpoint_dir or scratch
-        newest = _newest_checkpoint(Path(place), rows, config)
+        arguments = _arguments(config, place, device=next(model.parameters()).device)  # joins the other processes
+        newest = _newest_checkpoint(Path(place), model, rows, config)
         trainer = LoriTrainer(
             model,
             rows,
             config,
             pad_token_id=pad,
             micro_batch_tokens=runtime.micro_batch_tokens,
-            args=_arguments(config, place, device=next(model.parameters()).device),
+            args=arguments,
             callbacks=[_Checkpoints(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
         )
         trainer.remove_callback(PrinterCallback)  # the curve is returned, not printed
@@ -255,23 +260,58 @@ def train(
         finally:
             if trainer.flat:
                 trainer.flat.release()
+            model.train(was_training)
     return _curve(trainer)
 
 
-def _newest_checkpoint(place: Path, rows: Rows, config: TrainConfig) -> str | None:
+def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("Nothing in this model trains: attach a method to it first (lori.attach).")
+    if any(isinstance(parameter, DTensor) for parameter in trainable):
+        raise ValueError(
+            "A base that is sharded over processes can't train itself: attach an adapter, or load it whole."
+        )
+    if method(config.method).mask_from and not any(isinstance(module, SparseB) for module in model.modules()):
+        raise ValueError(f"{config.method} trains inside a mask: give the model one first (lori.sparsify).")
+
+
+def _newest_checkpoint(place: Path, model: nn.Module, rows: Rows, config: TrainConfig) -> str | None:
     """Where to go on from, if these are checkpoints of this training.
 
     Raises:
-        ValueError: if they are of another.
+        ValueError: if they are of another, or if the processes do not start from the same model and rows.
     """
     text = json.dumps([[row["input_ids"], row["labels"]] for row in rows])
-    mine = {"config": canonical(config), "rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    rows_sha256 = hashlib.sha256(text.encode()).hexdigest()
+    mine = {"config": canonical(config), "rows_sha256": rows_sha256, "start_sha256": _start_digest(model)}
+    if dist.is_initialized():
+        all_of_them: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_of_them, mine)
+        if any(other != mine for other in all_of_them):
+            raise ValueError("The processes have different rows, adapters or masks: give each the same.")
     path = place / IDENTITY_FILE
-    if path.exists() and json.loads(path.read_text()) != mine:
+    try:
+        found = json.loads(path.read_text()) if path.exists() else mine
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: delete {place}, or name another checkpoint_dir.") from error
+    if found != mine:
         raise ValueError(f"{place} holds checkpoints of another training: delete it, or name another checkpoint_dir.")
-    place.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine))
+    if is_first_process() and not path.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".partial").write_text(json.dumps(mine))
+        os.replace(path.with_suffix(".partial"), path)
+    wait_for_all()
     return get_last_checkpoint(str(place))
+
+
+def _start_digest(model: nn.Module) -> str:
+    """Of what trains, of the frozen A's and of the masks, before the first step."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = [parameter for name, parameter in model.named_parameters() if LORA_A in name]
+    indices = [module.index for module in model.modules() if isinstance(module, SparseB)]
+    rests = [module.rest for module in model.modules() if isinstance(module, SparseB) and module.rest is not None]
+    return digest([*trainable, *frozen, *indices, *rests])
 
 
 def _curve(trainer: LoriTrainer) -> list[dict[str, int | float]]:

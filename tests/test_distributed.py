@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from test_docs import readme_example
 from train_worker import fit
+
+from lori.models import SCALE_MODEL_DIR
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """What `train_worker.py` wrote under torchrun, over gloo."""
     out = tmp_path_factory.mktemp("two")
+    (out / "example.py").write_text(readme_example())
+    (out / "lori").mkdir()
+    (out / "lori" / "scale_model").symlink_to(SCALE_MODEL_DIR)  # as in the checkout
     worker = str(Path(__file__).with_name("train_worker.py"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     # Port 0: a free one, and on loopback
@@ -56,6 +62,10 @@ def test_two_processes_train_what_one_trains(name, how, one_process, two_process
         # Sums are in another order; a gradient of almost nothing may then turn AdamW's step of lr = 1e-3 around
         close = (value - expected[tensor]).abs() < 2e-5
         assert close.float().mean() > 0.999, tensor
+
+
+def test_the_readmes_example_runs_on_two_processes(two_processes):
+    assert (two_processes / "adapters" / "merged" / "adapter_model.safetensors").exists()
 
 
 def test_a_training_on_a_sharded_base_resumes_with_the_same_bits(two_processes):

@@ -27,14 +27,17 @@ def test_every_file_of_the_project_is_in_the_readmes_file_map():
     assert all((ROOT / name).exists() for name in listed)
 
 
+def readme_example() -> str:
+    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return code
+
+
 def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lori").mkdir()
     (tmp_path / "lori" / "scale_model").symlink_to(ROOT / "lori" / "scale_model")  # as in the checkout
     namespace: dict = {}
-    exec(compile(code, "README.md", "exec"), namespace)
+    exec(compile(readme_example(), "README.md", "exec"), namespace)
     tokens = namespace["tokenizer"]("Say goodbye.", return_tensors="pt")
     assert namespace["model"](**tokens).logits.isfinite().all()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("adapter_model.safetensors")}

@@ -131,7 +131,7 @@ def test_the_node_saves_h_and_no_input_activation():
 
 
 @pytest.mark.parametrize(
-    "case", ["two adapters", "dropout", "merged", "disabled", "quantised", "bias trained", "A trained"]
+    "case", ["two adapters", "dropout", "merged", "disabled", "quantised", "base trained", "A trained"]
 )
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_what_the_node_cannot_do_gives_pefts_numbers(case, is_sparse):
@@ -171,7 +171,7 @@ def run(case, model):
         model.base_model.set_adapter([ADAPTER, "other"])
     if case == "merged":
         model.merge_adapter()
-    if case == "bias trained":
+    if case == "base trained":
         model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.requires_grad_(True)
     if case == "A trained":
         for layer in lora_layers(model).values():
@@ -179,6 +179,41 @@ def run(case, model):
     torch.manual_seed(5)  # of dropout
     with model.disable_adapter() if case == "disabled" else nullcontext():
         return model.train()(TOKENS).logits
+
+
+def test_a_bias_that_trains_gets_its_gradient():
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+    config._register_custom_module({PlainLinear: LoriLinear})
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 3)), config)
+    bias = model.base_model.model[0].base_layer.bias.requires_grad_(True)
+    model(torch.ones(5, 6)).sum().backward()
+    assert bias.grad.tolist() == [5.0, 5.0, 5.0]
+
+
+def test_what_the_layer_returns_may_be_changed_in_place():
+    output = one_linear(fused=True)(torch.ones(8, 64))
+    output += 1
+    output.sum().backward()
+
+
+class Packed(nn.Parameter):
+    """Stands for the weight of a linear that torchao quantised: the linear keeps its class."""
+
+
+def test_a_linear_with_a_weight_of_another_type_keeps_pefts_own_layer():
+    linear = nn.Linear(6, 3)
+    linear.weight = Packed(linear.weight.detach())
+    assert not isinstance(linear, PlainLinear)
+    assert isinstance(nn.Linear(6, 3), PlainLinear)
+
+
+def test_a_plain_lora_that_is_added_trains_its_a():
+    model = with_lora(tiny_llama(), fused=True)
+    model.add_adapter("plain", LoraConfig(r=2, target_modules=TARGETS))
+    model.set_adapter("plain")
+    for layer in lora_layers(model).values():
+        assert layer.lora_A["plain"].weight.requires_grad
+        assert not layer.lora_A[ADAPTER].weight.requires_grad
 
 
 def test_a_quantised_linear_keeps_pefts_own_layer():
@@ -280,6 +315,11 @@ def test_a_state_dict_that_differs_outside_the_mask_is_refused(start):
     b = sparse_of(start, MASK)
     with pytest.raises(RuntimeError, match="differs outside the mask"):
         b.load_state_dict({"weight": start + torch.eye(3, 2).flip(0)})
+
+
+def test_a_state_dict_of_another_shape_is_refused():
+    with pytest.raises(RuntimeError, match=r"\(2, 3\) for a B of \(3, 2\)"):
+        sparse_of(B, MASK).load_state_dict({"weight": B.T})
 
 
 def test_what_lies_outside_the_mask_stays_and_does_not_train():

@@ -13,7 +13,7 @@ from lori.adapters import open_adapter, write_adapter
 from lori.config import MergeConfig
 from lori.merging import MERGE_METHODS, merge
 from lori.methods import apply_adapter, attach, module_name, save_adapter
-from lori.models import load_base
+from lori.models import identity, load_base
 from lori.recipes import profile, train_config
 
 # All but dare, which draws
@@ -40,7 +40,7 @@ def adapters(tmp_path_factory):
 
 
 def merge_of(method, weights, density=0.5, seed=0):
-    return MergeConfig("scale", method, tuple(weights), density, seed, match_norms=False)
+    return MergeConfig(identity("scale"), method, tuple(weights), density, seed, match_norms=False)
 
 
 def weights_of(model):
@@ -60,7 +60,7 @@ def written(directory, factors, **changes):
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
     tensors |= changes.pop("tensors", {})
     rank = next(iter(factors.values()))[0].shape[0]
-    settings = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": rank, "lora_alpha": 2 * rank}
+    settings = {"peft_type": "LORA", "base_model_name_or_path": identity("scale"), "r": rank, "lora_alpha": 2 * rank}
     write_adapter(directory, tensors, settings | {"target_modules": sorted(factors)} | changes, {})
     return directory
 
@@ -220,7 +220,7 @@ def test_a_merge_is_of_all_target_modules_and_says_how_it_was_made(tmp_path):
     merge([first, pattern], merge_of("concat", [1.0, 0.5]), tmp_path / "modules")
     with open_adapter(tmp_path / "names") as merged:
         assert (merged.settings["target_modules"], merged.settings["task_type"]) == (["p", "q"], "CAUSAL_LM")
-        how = {"base_model": "scale", "method": "concat", "weights": [1.0, 0.5], "density": 0.5, "seed": 0}
+        how = {"base_model": identity("scale"), "method": "concat", "weights": [1.0, 0.5], "density": 0.5, "seed": 0}
         assert merged.metadata == {"merged": {**how, "match_norms": False}}
     with open_adapter(tmp_path / "modules") as merged:
         assert merged.settings["target_modules"] == ["x.p", "x.r"]
@@ -308,7 +308,7 @@ LONE_A, LONE_BIAS = "base_model.model.q.lora_A.weight", "base_model.model.p.bias
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda out: written(out, FIT, base_model_name_or_path="tall"), r"good of 'base', \S*/bad of 'tall'"),
+        (lambda out: written(out, FIT, base_model_name_or_path="tall"), r"good of 'scale@\w+', \S*/bad of 'tall'"),
         (lambda out: written(out, FIT, bias="all"), r"bad has bias, which a merge of factors would lose"),
         (lambda out: written(out, FIT, lora_bias=True), r"bad has lora_bias"),
         (lambda out: written(out, FIT, modules_to_save=["lm_head"]), r"bad has modules_to_save"),

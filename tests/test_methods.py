@@ -276,6 +276,46 @@ def test_a_mask_of_another_adapter_is_refused(tmp_path):
         sparsify(attach(load_base("scale"), config_of("lori-s")), masks)
 
 
+def test_a_compiled_model_is_saved(tmp_path):
+    model = torch.compile(attach(load_base("scale"), config_of("lori-d")), backend="eager")
+    save_adapter(model, tmp_path, config_of("lori-d"))
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_a_model_without_an_adapter_is_not_saved_as_one(tmp_path):
+    with pytest.raises(ValueError, match="has no adapter to save"):
+        save_adapter(load_base("scale"), tmp_path / "adapter", config_of("lori-d"))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_dense_adapter_does_not_keep_the_mask_of_the_one_before(tmp_path):
+    sparse = masked("lori-s", attach(load_base("scale"), config_of("lori-s")))
+    save_adapter(sparse, tmp_path, config_of("lori-s"))
+    save_adapter(attach(load_base("scale"), config_of("lori-d")), tmp_path, config_of("lori-d"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[]", r"is damaged: it holds no settings"),
+        ('{"peft_type": "LORA", "r": 6}', r"lacks lora_alpha, target_modules"),
+        ('{"peft_type": "IA3"}', r"is of a IA3 adapter"),
+    ],
+)
+def test_settings_that_are_not_loras_are_refused(settings, message, saved):
+    (saved / "adapter_config.json").write_text(settings)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(load_base("scale"), saved)
+
+
+def test_an_edited_alpha_is_refused(saved):
+    path = saved / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 12', '"lora_alpha": 120'))
+    with pytest.raises(ValueError, match=r"gave a scaling of 2\.0"):
+        load_adapter(load_base("scale"), saved)
+
+
 def test_an_adapter_is_saved_whole_or_not_at_all(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 

@@ -269,8 +269,46 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
         fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
 
 
+def test_checkpoints_of_another_start_are_refused(tmp_path):
+    runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
+    first = attach(load_base("scale"), config_of("lori-s"))
+    masks = some_masks(first)
+    fit(sparsify(first, masks), "lori-s", runtime=runtime)
+    other_mask = {module: ~mask for module, mask in masks.items()}
+    with pytest.raises(ValueError, match="checkpoints of another training"):
+        fit(sparsify(attach(load_base("scale"), config_of("lori-s")), other_mask), "lori-s", runtime=runtime)
+    continued = attach(load_base("scale"), config_of("lori-s", domain="safety"))  # as attach_trained: another A
+    with pytest.raises(ValueError, match="checkpoints of another training"):
+        fit(sparsify(continued, masks), "lori-s", runtime=runtime)
+
+
+def test_a_damaged_note_beside_checkpoints_is_named(tmp_path):
+    (tmp_path / "training.json").write_text("")
+    with pytest.raises(ValueError, match=r"training.json is damaged"):
+        fit(
+            attach(load_base("scale"), config_of("lori-d")),
+            "lori-d",
+            runtime=TrainRuntime(checkpoint_dir=str(tmp_path)),
+        )
+
+
+def test_lori_s_without_a_mask_is_refused():
+    with pytest.raises(ValueError, match=r"lori-s trains inside a mask"):
+        fit(attach(load_base("scale"), config_of("lori-s")), "lori-s")
+
+
+def test_training_leaves_the_models_mode_as_it_was():
+    model = attach(load_base("scale"), config_of("lori-d")).eval()
+    fit(model, "lori-d")
+    assert not model.training
+
+
+UNLABELLED = [{"input_ids": [5, 6], "labels": [-100, -100]}]
+
+
 @pytest.mark.parametrize(
-    ("rows", "attached", "message"), [([], True, "no rows"), (ROWS, False, "Nothing in this model")]
+    ("rows", "attached", "message"),
+    [([], True, "no rows"), (ROWS, False, "Nothing in this model"), (UNLABELLED, True, "No row has a label")],
 )
 def test_a_training_of_nothing_is_refused(rows, attached, message):
     model = load_base("scale")

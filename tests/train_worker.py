@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 tests/train_worker.py OUT
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,4 +68,8 @@ if __name__ == "__main__":
         fit(root / f"{method}-fsdp", method, num_shards=2)
     fit_and_die(root / "lori-s-resumed", "lori-s", num_shards=2)
     fit(root / "lori-s-resumed", "lori-s", num_shards=2)
+    os.chdir(root)
+    exec(
+        compile((root / "example.py").read_text(), "README.md", "exec")
+    )  # every process reads what the first one wrote
     dist.destroy_process_group()
