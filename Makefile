@@ -20,7 +20,7 @@ smoke: .venv/ready  ## every kind of stage, without a server
 	$(BIN)/python -m flows.full_paper --profile smoke
 
 test: .venv/ready
-	@echo "All tests: about 5 minutes on 2 cores."
+	@echo "All tests: 5 to 8 minutes on 2 cores."
 	$(BIN)/pytest
 
 check: .venv/ready

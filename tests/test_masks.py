@@ -178,7 +178,7 @@ def save_bs(directory, dtype):
     for name, b in BS.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.ones(2, 5)
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype)
-    write_adapter(directory, tensors, {"peft_type": "LORA", "r": 2, "lora_alpha": 4}, {})
+    write_adapter(directory, tensors, {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2, "lora_alpha": 4}, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
