@@ -20,12 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from benchmarks.loop import nlu_like_rows
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
 from lori.config import MaskConfig, TrainRuntime
-from lori.data import collate
+from lori.data import Rows, collate
 from lori.masks import random_masks
 from lori.methods import attach, b_shapes, sparsify
 from lori.models import LLAMA_PROJECTIONS, load_tokenizer
 from lori.recipes import paper_config
-from lori.training import Rows, train
+from lori.training import train
 
 NUM_STEPS, ROUNDS = 10, 3
 LLAMA_3_8B = {

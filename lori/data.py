@@ -16,6 +16,7 @@ from lori.domains import Example
 from lori.models import pad_and_eos
 from lori.scale_model import rows as miniature_rows
 
+Rows = Sequence[dict[str, list[int]]]  # tokenised: `input_ids` and `labels` of each
 IGNORED = -100  # torch's cross_entropy skips this label
 SUITES: dict[str, Callable[[str, str, int], list[Example]]] = {"miniature": miniature_rows}
 

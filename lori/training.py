@@ -6,13 +6,10 @@ that was sharded when it was loaded (`distributed_config=`, FSDP2) keeps its sha
 are averaged here.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +26,21 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import SchedulerType, get_last_checkpoint
+from transformers.trainer_utils import SchedulerType
 
-from lori.adapters import LORA_A, TENSORS_FILE, digest, is_first_process, wait_for_all
-from lori.config import TrainConfig, TrainRuntime, canonical
-from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
+from lori.adapters import TENSORS_FILE
+from lori.checkpoints import CheckpointEvery, newest_checkpoint
+from lori.config import TrainConfig, TrainRuntime
+from lori.data import IGNORED, Rows, collate, plan_micro_batches, plan_steps
 from lori.layer import FlatValues, SparseB
 from lori.methods import adapter_tensors, method
 from lori.models import pad_and_eos
 
-Rows = Sequence[dict[str, list[int]]]
-
 WEIGHT_DECAY = 0.0  # any other value would move the entries of B that the mask must leave alone
 MAX_GRADIENT_NORM = 1.0  # of each weight matrix by itself (paper; apply_mask_in_backward.py), not of all together
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-IDENTITY_FILE = "training.json"  # beside the checkpoints: whose they are
 
 
 def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -204,16 +198,6 @@ class LoriTrainer(Trainer):
                 shutil.rmtree(older)
 
 
-class _Checkpoints(TrainerCallback):
-    """Asks for a checkpoint every so many steps: Trainer's own option refuses models that were sharded when loaded."""
-
-    def __init__(self, every: int):
-        self.every = every
-
-    def on_step_end(self, args, state, control, **_):  # noqa: ARG002
-        control.should_save = state.global_step % self.every == 0
-
-
 def train(
     model: nn.Module,
     rows: Rows,
@@ -244,7 +228,7 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         place = runtime.checkpoint_dir or scratch
         arguments = _arguments(config, place, device=next(model.parameters()).device)  # joins the other processes
-        newest = _newest_checkpoint(Path(place), model, rows, config)
+        newest = newest_checkpoint(Path(place), model, rows, config)
         trainer = LoriTrainer(
             model,
             rows,
@@ -252,7 +236,7 @@ def train(
             pad_token_id=pad,
             micro_batch_tokens=runtime.micro_batch_tokens,
             args=arguments,
-            callbacks=[_Checkpoints(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
+            callbacks=[CheckpointEvery(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
         )
         trainer.remove_callback(PrinterCallback)  # the curve is returned, not printed
         try:
@@ -274,44 +258,6 @@ def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
         )
     if method(config.method).mask_from and not any(isinstance(module, SparseB) for module in model.modules()):
         raise ValueError(f"{config.method} trains inside a mask: give the model one first (lori.sparsify).")
-
-
-def _newest_checkpoint(place: Path, model: nn.Module, rows: Rows, config: TrainConfig) -> str | None:
-    """Where to go on from, if these are checkpoints of this training.
-
-    Raises:
-        ValueError: if they are of another, or if the processes do not start from the same model and rows.
-    """
-    text = json.dumps([[row["input_ids"], row["labels"]] for row in rows])
-    rows_sha256 = hashlib.sha256(text.encode()).hexdigest()
-    mine = {"config": canonical(config), "rows_sha256": rows_sha256, "start_sha256": _start_digest(model)}
-    if dist.is_initialized():
-        all_of_them: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_of_them, mine)
-        if any(other != mine for other in all_of_them):
-            raise ValueError("The processes have different rows, adapters or masks: give each the same.")
-    path = place / IDENTITY_FILE
-    try:
-        found = json.loads(path.read_text()) if path.exists() else mine
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: delete {place}, or name another checkpoint_dir.") from error
-    if found != mine:
-        raise ValueError(f"{place} holds checkpoints of another training: delete it, or name another checkpoint_dir.")
-    if is_first_process() and not path.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".partial").write_text(json.dumps(mine))
-        os.replace(path.with_suffix(".partial"), path)
-    wait_for_all()
-    return get_last_checkpoint(str(place))
-
-
-def _start_digest(model: nn.Module) -> str:
-    """Of what trains, of the frozen A's and of the masks, before the first step."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    frozen = [parameter for name, parameter in model.named_parameters() if LORA_A in name]
-    indices = [module.index for module in model.modules() if isinstance(module, SparseB)]
-    rests = [module.rest for module in model.modules() if isinstance(module, SparseB) and module.rest is not None]
-    return digest([*trainable, *frozen, *indices, *rests])
 
 
 def _curve(trainer: LoriTrainer) -> list[dict[str, int | float]]:
@@ -343,7 +289,7 @@ def _arguments(config: TrainConfig, place: str, *, device: torch.device) -> Trai
         ddp_find_unused_parameters=False,
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a NaN would be logged as the mean of the losses before it
-        save_strategy="no",  # `_Checkpoints` asks for them
+        save_strategy="no",  # `CheckpointEvery` asks for them
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
