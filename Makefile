@@ -20,8 +20,9 @@ smoke: .venv/ready  ## every kind of stage, without a server
 	$(BIN)/python -m flows.full_paper --profile smoke
 
 test: .venv/ready
+	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 	@echo "All tests: 5 to 8 minutes on 2 cores."
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -26,7 +26,8 @@ from lori.masks import extract_masks
 from lori.merging import merge
 from lori.methods import METHODS, apply_adapter, attach, save_adapter, sparsify
 from lori.models import identity, load_base, load_tokenizer
-from lori.recipes import DENSITY, PROFILES, data_config, eval_config, mask_config, train_config
+from lori.profiles import DENSITY, PROFILES
+from lori.recipes import data_config, eval_config, mask_config, train_config
 from lori.training import train
 
 SEED = 1000  # none of the seeds that a profile reports

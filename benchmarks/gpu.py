@@ -24,7 +24,7 @@ from lori.data import Rows, collate
 from lori.masks import random_masks
 from lori.methods import attach, b_shapes, sparsify
 from lori.models import LLAMA_PROJECTIONS, load_tokenizer
-from lori.recipes import paper_config
+from lori.paper.recipes import paper_config
 from lori.training import train
 
 NUM_STEPS, ROUNDS = 10, 3

@@ -22,7 +22,7 @@ from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
 from lori.masks import random_masks
 from lori.methods import attach, b_shapes, lora_layers, sparsify
 from lori.models import load_tokenizer
-from lori.recipes import paper_config
+from lori.paper.recipes import paper_config
 from lori.training import train
 
 ROUNDS, NUM_STEPS, BATCH_SIZE = 3, 2, 32

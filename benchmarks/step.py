@@ -21,7 +21,7 @@ from lori.layer import FlatValues, SparseB
 from lori.masks import random_masks
 from lori.methods import attach, b_shapes, sparsify
 from lori.models import LLAMA_PROJECTIONS
-from lori.recipes import paper_config
+from lori.paper.recipes import paper_config
 from lori.training import clip_each
 
 ROUNDS = 7

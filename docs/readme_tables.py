@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = {
     "step": "A training step",
     "loop": "The whole loop",
+    "generation": "Completions that stop once their score cannot change",
     "files": "At Llama-3-8B's shapes, rank 32, without the model",
     "gpu": "Llama-3-8B's shape on a GPU",
     "gpu_toy": "The GPU benchmark at toy size, on the CPU: the code runs, its figures mean nothing",

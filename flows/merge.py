@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, scores
 from flows.study import THREADS, Row, Study, begin, carry_out
+from lori.config import Hardware
 from lori.recipes import merge_config
 from tasks.cells import merge_adapters
 
@@ -36,12 +37,16 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
+    prompt_style: str | None = None,
+    data_dir: str | None = None,
+    hardware: Hardware | None = None,
+    plan_only: bool = False,
 ) -> State:
     """Merge the adapters of all domains and score each merge on all of them. What is left out is the profile's.
 
     Args:
-        profile: Sizes and defaults, `smoke` or `scale` (lori/recipes.py).
-        base_model: A row of BASE_MODELS (lori/models.py).
+        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
+        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
         domains: Rows of DOMAINS (lori/domains.py).
         methods: Rows of METHODS (lori/methods.py) whose adapters are merged.
         merge_methods: Rows of MERGE_METHODS (lori/merging.py).
@@ -51,8 +56,14 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
         scope: Which entries compete for the mask (lori/masks.py).
         seeds: One table row is the mean over these.
+        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        hardware: GPU, memory and how training is to fit it (lori/config.py).
+        plan_only: Say what it would take and compute nothing.
     """
     overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
     overrides |= {"weights": weights and [float(weight) for weight in weights], "density": density}
-    study = begin(profile, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
+    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir}
+    place = {"hardware": hardware, "plan_only": plan_only}
+    study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, merging)

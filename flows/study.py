@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -16,8 +16,14 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
+from flows.planning import check_usable, note_cell, plan
 from lori import recipes
-from lori.config import Handle
+from lori.config import Handle, Hardware
+from lori.models import split_base
+from lori.plan.make import Plan, PlannedCell
+from lori.plan.make import check as check_plan
+from lori.plan.text import to_markdown as plan_text
+from lori.profiles import PLACES
 from tasks import report, tracking
 from tasks.cells import Cells, Future, to_handle
 from tasks.executors import check_executor, interruptible
@@ -30,9 +36,11 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 @dataclass(frozen=True)
 class Study:
-    """One flow run: what it is about, and what it has asked for so far."""
+    """One flow run: what it is about, where it computes, and what it has asked for so far."""
 
     profile: recipes.Profile
+    hardware: Hardware
+    plan_only: bool
     cells: Cells = field(default_factory=Cells)
 
 
@@ -56,24 +64,64 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def begin(profile: str, **overrides: Any) -> Study:
+def begin(
+    profile: str,
+    *,
+    hardware: Hardware | None = None,
+    plan_only: bool = False,
+    adapters_dir: str | None = None,
+    **overrides: Any,
+) -> Study:
     """A study of `profile` with what `overrides` changes, checked before any time is spent.
 
     Raises:
-        ValueError: for an unknown name, with the known ones. TrackingUnavailable: if MLflow cannot be reached.
+        ValueError: for an unknown name, with the known ones; for a base model or rows that can't be used.
+        RuntimeError: for what can't be fetched; if programs can't be contained, or MLflow can't be reached.
     """
     check_executor()
-    study = Study(recipes.profile(profile, **overrides))
-    tracking.ensure_store(local_runtime().tracking_uri)
+    hardware = hardware or Hardware()
+    if hardware.num_gpus > 1 and not plan_only:
+        raise ValueError("A flow run trains on one GPU: num_gpus is for plans, or train with torchrun (README).")
+    chosen = _placed(profile, overrides)
+    place = {
+        "data_dir": chosen.data_dir,
+        "models_dir": chosen.models_dir,
+        "adapters_dir": adapters_dir,
+        "micro_batch_tokens": hardware.micro_batch_tokens,
+        "gradient_checkpointing": hardware.gradient_checkpointing,
+    }
+    study = Study(chosen, hardware, plan_only, Cells(place))
+    check_usable(chosen)
+    if not plan_only:
+        tracking.ensure_store(local_runtime().tracking_uri)
     return study
+
+
+def _placed(name: str, overrides: Mapping[str, Any]) -> recipes.Profile:
+    """The profile, with a base model that was named by its folder taken apart into name and place."""
+    defaults = local_runtime()
+    places = {"data_dir": overrides.get("data_dir") or defaults.data_dir, "models_dir": defaults.models_dir}
+    if overrides.get("base_model"):
+        base, models_dir = split_base(overrides["base_model"])
+        places |= {"base_model": base, "models_dir": models_dir or defaults.models_dir}
+    return recipes.profile(name, **{**overrides, **places})
 
 
 def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
     """Ask for the cells of all stages at once, wait for them, and publish the tables of what succeeded.
 
-    The state is `Failed`, with the reasons, if a cell failed: the others are computed and reported all the same.
+    The state is `Failed`, with the reasons, if a cell failed: the others are computed and reported all the same. With
+    `plan_only` the plan is published instead.
+
+    Raises:
+        ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
     """
     started = time.monotonic()
+    if study.plan_only or study.hardware.gpu:
+        drawn = _plan(study, stages)
+        if study.plan_only:
+            return _publish_plan(drawn)
+        check_plan(drawn)
     with interruptible():
         rows = [row for stage in stages for row in stage(study)]
         if not rows:
@@ -88,6 +136,25 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in progress.failed.items())
         return Failed(message=f"{summary} {reasons}")
     return Completed(message=summary, data={"computed": progress.computed, "cached": progress.cached})
+
+
+def _plan(study: Study, stages: Sequence[Callable[[Study], list[Row]]]) -> Plan:
+    """What the cells of all stages would take; none is asked for."""
+    noted = replace(study, cells=Cells(study.cells.place, submit=note_cell))
+    for stage in stages:
+        stage(noted)
+    cells = [cast(PlannedCell, cell) for cell in noted.cells.titles]
+    return plan(study.profile, study.hardware, cells)
+
+
+def _publish_plan(drawn: Plan) -> State:
+    """Print the plan and leave it as an artifact of the flow run; `Failed` if a cell can't fit."""
+    markdown = plan_text(drawn)
+    print(markdown, flush=True)
+    create_markdown_artifact(markdown, key="lori-plan", description="What the cells would take")
+    if drawn.problems:
+        return Failed(message=f"{len(drawn.problems)} of {len(drawn.rows)} cells can't fit: see the plan.")
+    return Completed(message=f"{len(drawn.rows)} cells planned.", data={"planned": len(drawn.rows)})
 
 
 def _follow(cells: Cells) -> Progress:
@@ -134,7 +201,8 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
         return
     runtime = local_runtime()
     effort = {"wall_seconds": seconds, "num_computed": progress.computed, "num_cached": progress.cached}
-    settings = {**asdict(study.profile), **effort}
+    about = {name: value for name, value in asdict(study.profile).items() if name not in PLACES}
+    settings = {**about, **effort}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
         handle, markdown = write_report(finished, settings)
         directory = tracking.fetch(runtime, handle)

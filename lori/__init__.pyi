@@ -16,5 +16,5 @@ from .methods import attach_trained as attach_trained
 from .methods import load_adapter as load_adapter
 from .methods import save_adapter as save_adapter
 from .methods import sparsify as sparsify
-from .recipes import paper_config as paper_config
+from .paper.recipes import paper_config as paper_config
 from .training import train as train

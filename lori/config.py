@@ -17,20 +17,26 @@ KEY_LENGTH = 32  # hex digits: 128 bits, and still readable in a table
 class DataConfig:
     """The rows of one split of a domain. `suite` is the world that they come from: `miniature` is the scale model's.
 
-    One split each, so that a longer test trains nothing again.
+    One split each, so that a longer test trains nothing again. `num_rows` None is every row, else the first ones.
+    `prompt_style` and `sha256` are the paper's suite's: how prompts are written (`lori/paper/prompts.py`), and the
+    digest of all rows, so that other data are another result wherever they come from.
     """
 
     suite: str
     domain: str
     split: str
-    num_rows: int
+    num_rows: int | None
+    prompt_style: str = "plain"
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. `num_epochs` and the summed-token loss are the paper's (appendix, hyper-parameters).
 
-    `shared_a` and `fresh_a` are departures from the paper's A, one a domain: see `methods.a_key`.
+    `add_bos` puts the begin token before a prompt where the tokenizer has the habit. `dtype` is the base's while an
+    adapter trains on it; a base that trains itself (`full`) is in fp32 and computes in `dtype`. `shared_a` and
+    `fresh_a` are departures from the paper's A, one a domain: see `methods.a_key`.
     """
 
     base_model: str
@@ -45,6 +51,8 @@ class TrainConfig:
     max_length: int
     max_prompt_length: int
     seed: int
+    add_bos: bool = True
+    dtype: str = "float32"
     shared_a: bool = False
     fresh_a: bool = False
 
@@ -73,10 +81,20 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
+class PublishedConfig:
+    """An adapter that was trained elsewhere: a hub id and its commit, or a folder's name and its files' digest."""
+
+    name: str
+    revision: str
+    base_model: str
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """One benchmark. `num_samples` completions a prompt; greedy where `temperature` is 0.
 
-    `batch_size` is identity, not place: which prompts are drawn together decides what sampling draws.
+    `batch_size` sequences are computed at once: it is identity, as it moves the last bits. Prompts get `add_bos` and
+    are cut as in training (`data.encode_prompts`). `dtype` is that of base and merged weights.
     """
 
     domain: str
@@ -85,7 +103,11 @@ class EvalConfig:
     top_p: float
     max_new_tokens: int
     batch_size: int
+    max_length: int
+    max_prompt_length: int
     seed: int
+    add_bos: bool = True
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -108,23 +130,49 @@ class Handle:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a result is computed. Never part of a key."""
+    """Where and how a result is computed. Never part of a key.
+
+    `data_dir` holds the real datasets in their upstream formats (None: the hub), `models_dir` base models in folders,
+    `adapters_dir` published adapters (None: the hub). `device` `auto` is the GPU where there is one.
+    `micro_batch_tokens` and `gradient_checkpointing` are `TrainRuntime`'s.
+    """
 
     tracking_uri: str
     cache_dir: str
     experiment: str
     device: str = "cpu"
+    data_dir: str | None = None
+    models_dir: str | None = None
+    adapters_dir: str | None = None
+    micro_batch_tokens: int = 4096
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a flow run has to compute with, and how a training is to fit it.
+
+    `gpu` is a row of `GPUS` (lori/plan/costs.py): cells that can't fit it are then refused before anything is
+    computed. A plan may be for `num_gpus` that train one adapter together; a flow run itself trains on one.
+    """
+
+    gpu: str | None = None
+    num_gpus: int = 1
+    micro_batch_tokens: int = 4096
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
 class TrainRuntime:
     """How a training runs on its machine: nothing here moves a result by more than the last bits of its sums.
 
-    A batch is computed in parts of at most `micro_batch_tokens`, padding included. With a `checkpoint_dir` it goes on
-    from the newest checkpoint there, and writes one every `checkpoint_every` steps.
+    A batch is computed in parts of at most `micro_batch_tokens`, padding included; with `gradient_checkpointing` a
+    layer's activations are computed again in the backward pass. With a `checkpoint_dir` it goes on from the newest
+    checkpoint there, and writes one every `checkpoint_every` steps.
     """
 
     micro_batch_tokens: int = 4096
+    gradient_checkpointing: bool = False
     checkpoint_dir: str | None = None
     checkpoint_every: int = 100
 

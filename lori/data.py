@@ -11,19 +11,35 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lori.config import DataConfig, TrainConfig
+from lori.config import DataConfig, EvalConfig, TrainConfig
 from lori.domains import Example
 from lori.models import pad_and_eos
+from lori.paper.rows import paper_rows
 from lori.scale_model import rows as miniature_rows
 
 Rows = Sequence[dict[str, list[int]]]  # tokenised: `input_ids` and `labels` of each
 IGNORED = -100  # torch's cross_entropy skips this label
-SUITES: dict[str, Callable[[str, str, int], list[Example]]] = {"miniature": miniature_rows}
 
 
-def make_rows(config: DataConfig) -> list[Example]:
-    """The rows that `config` names."""
-    return SUITES[config.suite](config.domain, config.split, config.num_rows)
+def _miniature(config: DataConfig, _data_dir: Path | None) -> list[Example]:
+    if config.num_rows is None:
+        raise ValueError("The scale model's rows are drawn, without an end: say how many (num_rows).")
+    return miniature_rows(config.domain, config.split, config.num_rows)
+
+
+SUITES: dict[str, Callable[[DataConfig, Path | None], list[Example]]] = {
+    "miniature": _miniature,
+    "paper": paper_rows,
+}
+
+
+def make_rows(config: DataConfig, data_dir: Path | None = None) -> list[Example]:
+    """The rows that `config` names. Real ones lie in `data_dir`, or are fetched where it is None.
+
+    Raises:
+        ValueError, DataUnavailable: as the suite's function says.
+    """
+    return SUITES[config.suite](config, data_dir)
 
 
 def save_rows(examples: Sequence[Example], path: Path) -> None:
@@ -36,20 +52,36 @@ def load_rows(path: Path) -> list[Example]:
     return [Example(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, add_bos: bool) -> list[list[int]]:
+    """The tokens of each prompt, after a begin token if `add_bos` and the tokenizer itself would put one there.
+
+    An end token that some tokenizers add behind every text is left out: the response is still to come.
+    """
+    begin = tokenizer("a")["input_ids"][:1] if add_bos else []
+    bos = begin if begin == [tokenizer.bos_token_id] else []
+    return [[*bos, *tokens] for tokens in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+
+
+def cut_prompt(prompt: list[int], num_response: int, config: TrainConfig | EvalConfig) -> list[int]:
+    """`prompt`, or its first `max_prompt_length` tokens if it has no room beside `num_response` others."""
+    return prompt if len(prompt) + num_response <= config.max_length else prompt[: config.max_prompt_length]
+
+
 def tokenise(
     pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, config: TrainConfig
 ) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels` of each prompt and response: both, then EOS; only response and EOS have labels.
 
-    Prompt and whole are cut at `max_prompt_length` and `max_length` tokens and keep their start (paper: 256 and 512).
+    Where both are longer than `max_length`, the prompt keeps its first `max_prompt_length` tokens and the response
+    what then has room (paper: 512 and 256; the authors' tokenize_batch_element, keep_start).
     """
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    prompts = encode_prompts([prompt for prompt, _ in pairs], tokenizer, add_bos=config.add_bos)
     responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
     _, eos = pad_and_eos(tokenizer)
     rows = []
     for full_prompt, response in zip(prompts, responses, strict=True):
-        prompt = full_prompt[: config.max_prompt_length]
         answer = [*response, eos]
+        prompt = cut_prompt(full_prompt, len(answer), config)
         rows.append(
             {
                 "input_ids": (prompt + answer)[: config.max_length],

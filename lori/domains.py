@@ -31,7 +31,6 @@ class Domain:
     title: str
     headline: str
     num_epochs: int
-    num_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
 
@@ -39,7 +38,7 @@ class Domain:
 DOMAINS = {
     "nlu": Domain("NLU accuracy", "nlu/accuracy", num_epochs=1),
     "math": Domain("Math accuracy", "math/accuracy", num_epochs=3),
-    "code": Domain("Code pass@1", "code/pass_at_1", num_epochs=2, num_samples=10, temperature=0.2, top_p=0.95),
+    "code": Domain("Code pass@1", "code/pass_at_1", num_epochs=2, temperature=0.2, top_p=0.95),
     "safety": Domain("Safety refusal rate", "safety/refusal_rate", num_epochs=1),
 }
 

@@ -1,25 +1,54 @@
 """Score one model on one benchmark: completions, then the domain's scorer. Every test row is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lori.config import EvalConfig
 from lori.domains import Example
-from lori.generation import complete
+from lori.generation import complete, prepare
 from lori.scoring import SCORERS
+
+Scored = tuple[dict[str, float], list[dict[str, Any]]]
 
 
 def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvalConfig
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The domain's metrics in percent, and one record a row: its id, its completions and what they scored."""
-    completions = complete(model, tokenizer, [example.prompt for example in examples], config)
-    scorer = SCORERS[config.domain]
-    scores = scorer.score(examples, completions)
+) -> Scored:
+    """The domain's metrics in percent, and one record a row: its prompt, its completions and what they scored.
+
+    `num_cut_prompts` counts the rows whose prompt was too long, and lost its end. A completion stops where nothing
+    that follows can change its score.
+
+    Raises:
+        ValueError: as `generation.prepare`.
+    """
+    prompts = prepare(model, tokenizer, examples, config)
+    completions = complete(model, tokenizer, prompts, config, SCORERS[config.domain].is_settled)
+    return _scored(config.domain, examples, completions, [prompt.is_cut for prompt in prompts])
+
+
+def rescore(examples: Sequence[Example], records: Sequence[Mapping[str, Any]], domain: str) -> Scored:
+    """What `evaluate` gives, from its records and without the model: for a scorer that has changed.
+
+    Raises:
+        ValueError: if the records are of other rows than `examples`.
+    """
+    rows = [(example.id, example.prompt) for example in examples]
+    if rows != [(record["id"], record["prompt"]) for record in records]:
+        raise ValueError("The records are of other rows, or in another order: give the rows that they were made from.")
+    completions = [record["completions"] for record in records]
+    return _scored(domain, examples, completions, [record["prompt_is_cut"] for record in records])
+
+
+def _scored(
+    domain: str, examples: Sequence[Example], completions: Sequence[Sequence[str]], are_cut: Sequence[bool]
+) -> Scored:
+    scores = SCORERS[domain].score(examples, completions)
     records = [
-        {"id": example.id, "prompt": example.prompt, "completions": texts, **score}
-        for example, texts, score in zip(examples, completions, scores, strict=True)
+        {"id": example.id, "prompt": example.prompt, "prompt_is_cut": is_cut, "completions": texts, **score}
+        for example, is_cut, texts, score in zip(examples, are_cut, completions, scores, strict=True)
     ]
-    return scorer.summarise(examples, scores), records
+    metrics = SCORERS[domain].summarise(examples, scores)
+    return {**metrics, f"{domain}/num_cut_prompts": float(sum(are_cut))}, records

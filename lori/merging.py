@@ -107,12 +107,13 @@ def check_merge_config(config: MergeConfig, num_adapters: int) -> MergeConfig:
     return config
 
 
-def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path) -> None:
+def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, *, models_dir: str | None = None) -> None:
     """Write the merge of `adapter_dirs` to `out`: a PEFT directory, or a whole model for methods without factors.
 
     A merge of factors is in fp32 at scaling 1, with the other settings of the first adapter, and has each module that
     any adapter has. Embeddings in an adapter's file are left out: PEFT copies the base model's there when it was given
-    a <PAD> token, as the authors do.
+    a <PAD> token, as the authors do. Methods without factors need the base's weights: a base in a folder is looked for
+    in `models_dir`.
 
     Raises:
         ValueError: as `check_merge_config`; for adapters of different base models, damaged ones, or ones that are more
@@ -127,7 +128,7 @@ def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path) -> None:
             " dense update has no rank to keep): merge with concat or linear."
         )
     if without:
-        _merge_dense(adapter_dirs, config, out)
+        _merge_dense(adapter_dirs, config, out, models_dir)
     else:
         _merge_factors(adapter_dirs, config, out)
 
@@ -241,10 +242,10 @@ def _settings(parts: Sequence[Part], modules: Sequence[str], rank: int) -> dict[
     }
 
 
-def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path) -> None:
-    base = load_base(config.base_model)
+def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, models_dir: str | None) -> None:
+    base = load_base(config.base_model, models_dir=models_dir)
     origin = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    updates = [_dense_update(directory, config.base_model, origin) for directory in adapter_dirs]
+    updates = [_dense_update(directory, config.base_model, origin, models_dir) for directory in adapter_dirs]
     if config.match_norms:
         norms = [math.sqrt(sum(float(t.double().square().sum()) for t in update.values())) for update in updates]
         scales = _norm_scales(norms, adapter_dirs)
@@ -259,13 +260,15 @@ def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path) -
         base.save_pretrained(str(partial))
 
 
-def _dense_update(directory: Path, base_model: str, origin: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _dense_update(
+    directory: Path, base_model: str, origin: Mapping[str, Tensor], models_dir: str | None
+) -> dict[str, Tensor]:
     """What a full or DoRA model adds to each tensor of its base.
 
     Raises:
         ValueError: if its tensors are not those of the base, or not finite.
     """
-    adapted = apply_adapter(load_base(base_model), directory).state_dict()
+    adapted = apply_adapter(load_base(base_model, models_dir=models_dir), directory).state_dict()
     if {name: t.shape for name, t in adapted.items()} != {name: t.shape for name, t in origin.items()}:
         raise ValueError(f"{directory} was made for another base model than {base_model}: its tensors differ.")
     for name, tensor in adapted.items():

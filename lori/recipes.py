@@ -1,11 +1,13 @@
 """The numbers: hyper-parameters of every cell, and which cells a profile has. Nothing else decides a result.
 
-The scale model follows the paper where size does not forbid it: AdamW at a constant rate, α = 2 r, its epochs, its
-clipping and loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
+A base model's suite says whose recipe it is: the scale model's, here, or the paper's (`paper/recipes.py`). The scale
+model follows the paper where size does not forbid it: AdamW at a constant rate, α = 2 r, its epochs, its clipping and
+loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
 """
 
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
@@ -13,14 +15,16 @@ from lori.domains import DOMAINS, domain
 from lori.masks import check_mask_config
 from lori.merging import check_merge_config
 from lori.methods import method
-from lori.models import LLAMA_PROJECTIONS, base_model, identity
+from lori.models import BaseModel, base_model, identity
+from lori.paper.prompts import check_prompt_style
+from lori.paper.recipes import ALPHA_PER_RANK, RANK_FACTORS, Recipe, merge_weight, recipe
+from lori.paper.rows import with_digest
+from lori.profiles import PROFILES, Profile
 
-ALPHA_PER_RANK = 2  # paper, appendix: α = 64 at r = 32, 128 at r = 64
-DENSITY = 0.7  # of magnitude, ties and dare
 # The scale model's: chosen on the validation split, from as many candidates for every method (choose_recipe.py)
 LEARNING_RATES = {"base": 0.0, "full": 0.00025, "lora": 0.002, "dora": 0.002, "lori-d": 0.01, "lori-s": 0.04}
-# The paper's, at rank 32 (appendix). Of its baselines none was released; LoRA's is a public replication's
-PAPER_LEARNING_RATES = {"lora": 5e-5, "lori-d": 5e-5, "lori-s": 5e-4}
+# Not searched: by analogy to these, and to each method's own rate beside LoRA's
+GUESSED_RATES = {"rslora": 0.001, "pissa": 0.0005, "lora-fa": 0.01, "shira": 0.002, "ia3": 0.02, "vera": 0.02}
 # Likewise, for each method and merge method one weight for all adapters
 MERGE_WEIGHTS = {
     ("full", "concat"): 1.0,
@@ -51,69 +55,27 @@ MERGE_WEIGHTS = {
 }
 # Safety's requests cluster by substance, and a third of them are harmless: more are needed for the same error
 TEST_FACTOR = {"nlu": 1, "math": 1, "code": 1, "safety": 3}
-MAX_NEW_TOKENS = {"nlu": 16, "math": 48, "code": 40, "safety": 32}
 
 
 @dataclass(frozen=True)
-class Profile:
-    """The cells of one run of the whole paper. Sizes are rows of a domain; tests have `TEST_FACTOR` times as many."""
+class Limits:
+    """Lengths in tokens: a row as it trains, its prompt where the row is longer, and what is generated at most."""
 
-    name: str
-    base_model: str
-    domains: tuple[str, ...]
-    methods: tuple[str, ...]
-    merged: tuple[str, ...]
-    merge_methods: tuple[str, ...]
-    weights: tuple[float, ...] | None
-    density: float
-    continual_methods: tuple[str, ...]
-    continual_first: str
-    seeds: tuple[int, ...]
-    rank: int
-    sparsity: float
-    scope: str
-    batch_size: int
-    eval_batch_size: int
-    num_steps: int
-    num_validation: int
-    num_test: int
+    max_length: int
+    max_prompt_length: int
+    max_new_tokens: int
 
 
-SCALE = Profile(
-    name="scale",
-    base_model="scale",
-    domains=("nlu", "math", "code", "safety"),
-    methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
-    merged=("full", "lora", "dora", "lori-d", "lori-s"),
-    merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
-    weights=None,
-    density=DENSITY,
-    continual_methods=("lora", "lori-d", "lori-s"),
-    continual_first="safety",
-    seeds=(0,),
-    rank=6,
-    sparsity=0.9,
-    scope="model",
-    batch_size=16,
-    eval_batch_size=300,
-    num_steps=100,
-    num_validation=150,
-    num_test=300,
-)
-PROFILES = {
-    "scale": SCALE,
-    # Every kind of stage and every method once, with too few steps to mean anything
-    "smoke": replace(
-        SCALE,
-        name="smoke",
-        domains=("nlu", "safety"),
-        merged=("lora", "dora", "lori-s"),
-        merge_methods=("concat", "ties"),
-        continual_methods=("lori-s",),
-        num_steps=4,
-        num_validation=8,
-        num_test=12,
-    ),
+_PAPER = Limits(512, 256, 512)
+# By suite and domain
+LIMITS = {
+    "miniature": {
+        "nlu": Limits(160, 112, 16),
+        "math": Limits(160, 112, 48),
+        "code": Limits(160, 112, 40),
+        "safety": Limits(160, 112, 32),
+    },
+    "paper": dict.fromkeys(DOMAINS, _PAPER),
 }
 
 
@@ -124,12 +86,17 @@ def profile(name: str, **overrides: Any) -> Profile:
         ValueError: for an unknown profile, base model, domain, method, merge method or scope, with the known ones.
     """
     if name not in PROFILES:
-        raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/recipes.py).")
+        raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/profiles.py).")
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items() if v is not None}
     changed = replace(PROFILES[name], **given)
     if "domains" in given or "methods" in given:
         changed = _narrowed(changed)
-    return _checked(changed)
+    return _checked(changed, base_of(changed))
+
+
+def base_of(profile: Profile) -> BaseModel:
+    """The row of its base model."""
+    return base_model(profile.base_model, profile.models_dir)
 
 
 def _narrowed(changed: Profile) -> Profile:
@@ -143,8 +110,7 @@ def _narrowed(changed: Profile) -> Profile:
     )
 
 
-def _checked(changed: Profile) -> Profile:
-    base_model(changed.base_model)
+def _checked(changed: Profile, base: BaseModel) -> Profile:
     for name in ("domains", "methods", "seeds"):
         values = getattr(changed, name)
         if not values or len(set(values)) < len(values):
@@ -154,72 +120,70 @@ def _checked(changed: Profile) -> Profile:
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
     check_mask_config(mask_config(changed))
+    _check_merges(changed, base)
+    if changed.rank < 1:
+        raise ValueError(f"rank is at least 1, not {changed.rank}.")
+    if base.suite == "miniature" and changed.num_steps is None:
+        raise ValueError(f"{changed.base_model} has no real rows to train on: use the profile scale, or another base.")
+    check_prompt_style(changed.prompt_style)
+    return changed
+
+
+def _check_merges(changed: Profile, base: BaseModel) -> None:
     weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
     for merge_method in changed.merge_methods:
         config = MergeConfig("", merge_method, weights, changed.density, 0, match_norms=False)
         check_merge_config(config, num_adapters=len(changed.domains))
     missing = sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS))
-    if missing and changed.weights is None:
+    if missing and changed.weights is None and base.suite == "miniature":
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
-    if changed.rank < 1:
-        raise ValueError(f"rank is at least 1, not {changed.rank}.")
-    return changed
 
 
 def data_config(profile: Profile, domain_name: str, split: str) -> DataConfig:
-    """To train, rows for `num_steps` steps over the paper's number of epochs; else the rows that are scored."""
-    sizes = {
-        "train": profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs,
-        "validation": profile.num_validation,
-        "test": profile.num_test * TEST_FACTOR[domain_name],
-    }
-    return DataConfig(base_model(profile.base_model).suite, domain_name, split, sizes[split])
+    """To train, rows for `num_steps` steps over the paper's number of epochs; else the rows that are scored.
 
-
-def paper_config(method_name: str, domain_name: str, base: str, **changes: Any) -> TrainConfig:
-    """The paper's recipe for bases of 7 and 8 billion parameters (appendix), with the fields that `changes` gives.
-
-    `base` is what the adapter's files will call the base model; `domain_name` may be a researcher's own: it draws A.
-
-    Raises:
-        ValueError: for an unknown method, or one whose learning rate the paper does not give and `changes` neither.
+    Real rows are read, for their digest; it raises what `paper.rows.paper_rows` does.
     """
-    method(method_name)
-    if method_name not in PAPER_LEARNING_RATES and "learning_rate" not in changes:
-        raise ValueError(f"The paper gives no learning rate for {method_name!r}: pass learning_rate=…")
-    recipe = TrainConfig(
-        base_model=base,
-        projections=LLAMA_PROJECTIONS,
-        method=method_name,
-        domain=domain_name,
-        rank=32,
-        alpha=64,
-        learning_rate=PAPER_LEARNING_RATES.get(method_name, 0.0),
-        num_epochs=DOMAINS[domain_name].num_epochs if domain_name in DOMAINS else 1,
-        batch_size=32,
-        max_length=512,
-        max_prompt_length=256,
-        seed=0,
-    )
-    return replace(recipe, **changes)
+    suite = base_of(profile).suite
+    if split == "train":
+        num_rows = profile.num_steps and profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs
+    elif split == "validation":
+        num_rows = profile.num_validation
+    else:
+        factor = TEST_FACTOR[domain_name] if suite == "miniature" else 1
+        num_rows = profile.num_test and profile.num_test * factor
+    config = DataConfig(suite, domain_name, split, num_rows, profile.prompt_style)
+    if suite == "miniature":
+        return config
+    return with_digest(config, Path(profile.data_dir) if profile.data_dir else None)
 
 
 def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
     """The training of one adapter; in continual learning of the second domain as well."""
+    base = base_of(profile)
+    limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
     return TrainConfig(
-        base_model=identity(profile.base_model),
-        projections=base_model(profile.base_model).projections,
+        base_model=identity(profile.base_model, profile.models_dir),
+        projections=base.projections,
         method=method_name,
         domain=domain_name,
-        rank=profile.rank,
-        alpha=ALPHA_PER_RANK * profile.rank,
-        learning_rate=LEARNING_RATES[method_name],
+        rank=profile.rank * RANK_FACTORS.get(method_name, 1),
+        alpha=chosen.alpha,
+        learning_rate=chosen.learning_rate,
         num_epochs=DOMAINS[domain_name].num_epochs,
         batch_size=profile.batch_size,
-        max_length=160,
-        max_prompt_length=112,
+        max_length=limits.max_length,
+        max_prompt_length=limits.max_prompt_length,
         seed=seed,
+        add_bos=profile.prompt_style != "authors",
+        dtype=profile.dtype or base.dtype,
     )
+
+
+def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
+    if base.suite == "miniature":
+        return Recipe({**LEARNING_RATES, **GUESSED_RATES}[method_name], ALPHA_PER_RANK * profile.rank)
+    return recipe(base.source, profile.rank, domain_name, method_name)
 
 
 def mask_config(profile: Profile) -> MaskConfig:
@@ -229,20 +193,30 @@ def mask_config(profile: Profile) -> MaskConfig:
 
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
-    weights = profile.weights or (MERGE_WEIGHTS[method_name, merge_method],) * len(profile.domains)
-    base = identity(profile.base_model)
+    num_adapters = len(profile.domains)
+    if base_of(profile).suite == "miniature":
+        weight = MERGE_WEIGHTS.get((method_name, merge_method), 0.0)
+    else:
+        weight = merge_weight(method_name, num_adapters)
+    weights = profile.weights or (weight,) * num_adapters
+    base = identity(profile.base_model, profile.models_dir)
     return MergeConfig(base, merge_method, weights, profile.density, seed, match_norms=False)
 
 
 def eval_config(profile: Profile, domain_name: str) -> EvalConfig:
-    """How a domain is scored."""
-    row = DOMAINS[domain_name]
+    """How a domain is scored. The authors put a begin token before HumanEval's prompts and before no others."""
+    row, base = DOMAINS[domain_name], base_of(profile)
+    limits = LIMITS[base.suite][domain_name]
     return EvalConfig(
         domain=domain_name,
-        num_samples=row.num_samples,
+        num_samples=profile.num_samples if row.temperature else 1,
         temperature=row.temperature,
         top_p=row.top_p,
-        max_new_tokens=MAX_NEW_TOKENS[domain_name],
+        max_new_tokens=profile.max_new_tokens or limits.max_new_tokens,
         batch_size=profile.eval_batch_size,
+        max_length=limits.max_length,
+        max_prompt_length=limits.max_prompt_length,
         seed=0,
+        add_bos=profile.prompt_style != "authors" or domain_name == "code",
+        dtype=profile.dtype or base.dtype,
     )

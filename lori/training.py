@@ -31,16 +31,14 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 
 from lori.adapters import TENSORS_FILE
+from lori.attached import adapter_tensors, lora_layers
 from lori.checkpoints import CheckpointEvery, newest_checkpoint
 from lori.config import TrainConfig, TrainRuntime
 from lori.data import IGNORED, Rows, collate, plan_micro_batches, plan_steps
 from lori.layer import FlatValues, SparseB
-from lori.methods import adapter_tensors, method
+from lori.methods import method
 from lori.models import pad_and_eos
-
-WEIGHT_DECAY = 0.0  # any other value would move the entries of B that the mask must leave alone
-MAX_GRADIENT_NORM = 1.0  # of each weight matrix by itself (paper; apply_mask_in_backward.py), not of all together
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+from lori.optimizer import adamw, clip_each, preconditioners
 
 
 def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -56,17 +54,6 @@ def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits.float(), targets[scored], reduction="sum")
 
 
-@torch.no_grad()
-def clip_each(gradients: list[Tensor]) -> Tensor:
-    """Scale each gradient to a norm of at most `MAX_GRADIENT_NORM`, in place; the norms before are returned."""
-    norms = torch.stack(torch._foreach_norm(gradients))
-    factors = [MAX_GRADIENT_NORM / (norm + 1e-6) for norm in norms.tolist()]  # 1e-6 as torch's clip_grad_norm_
-    too_long = [(gradient, factor) for gradient, factor in zip(gradients, factors, strict=True) if factor < 1]
-    if too_long:
-        torch._foreach_mul_([gradient for gradient, _ in too_long], [factor for _, factor in too_long])
-    return norms
-
-
 class LoriTrainer(Trainer):
     """`Trainer` whose batches are `plan_steps`' and whose optimizer clips each matrix and knows sparse B's."""
 
@@ -77,6 +64,7 @@ class LoriTrainer(Trainer):
         self.lengths = [len(row["input_ids"]) for row in rows]
         self.compute_dtype: Any = model.dtype
         self.flat: FlatValues | None = None
+        self.preconditioners: list[tuple[Tensor, Tensor]] = []
         self.gradient_norm = 0.0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -116,7 +104,10 @@ class LoriTrainer(Trainer):
     def _backward(self, model: nn.Module, part: list[int], factor: float) -> Tensor:
         """`factor` undoes that gradients are averaged over processes, and averages over the batch's sequences."""
         rows = collate([self.rows[row] for row in part], pad_token_id=self.pad_token_id)
-        loss = summed_token_loss(model, {name: t.to(self.args.device) for name, t in rows.items()}) * factor
+        batch = {name: tensor.to(self.args.device) for name, tensor in rows.items()}
+        dtype = getattr(torch, self.config.dtype)
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32):  # what trains is fp32
+            loss = summed_token_loss(model, batch) * factor
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -140,14 +131,9 @@ class LoriTrainer(Trainer):
         own = {id(layer.values) for layer in sparse}
         dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
         parameters = [self.flat.values, *dense] if self.flat else dense
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=self.args.learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
-        )
+        if method(self.config.method).precondition:
+            self.preconditioners = preconditioners(lora_layers(self.model).values())
+        self.optimizer = adamw(parameters, self.args.learning_rate)
         self.optimizer.register_step_pre_hook(lambda *_: self._before_step(parameters))
         self.optimizer.register_step_post_hook(lambda *_: self.flat.scatter() if self.flat else None)
         return self.optimizer
@@ -161,6 +147,9 @@ class LoriTrainer(Trainer):
                 gradient /= self.args.world_size
         matrices += gradients[1:] if self.flat else gradients
         self.gradient_norm = float(clip_each(matrices).norm())
+        for b, factor in self.preconditioners:
+            assert b.grad is not None
+            b.grad = b.grad @ factor
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Nothing: adapters are equal on all processes by construction, and `_before_step` averages once a step."""
@@ -239,11 +228,17 @@ def train(
             callbacks=[CheckpointEvery(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
         )
         trainer.remove_callback(PrinterCallback)  # the curve is returned, not printed
+        base: Any = model  # or the adapted base inside, to which PEFT passes on
+        if runtime.gradient_checkpointing:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+            base.disable_input_require_grads()  # only reentrant checkpoints need inputs with gradients
         try:
             trainer.train(resume_from_checkpoint=newest)
         finally:
             if trainer.flat:
                 trainer.flat.release()
+            if runtime.gradient_checkpointing:
+                base.activation_checkpointing_disable()
             model.train(was_training)
     return _curve(trainer)
 
@@ -255,6 +250,11 @@ def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
     if any(isinstance(parameter, DTensor) for parameter in trainable):
         raise ValueError(
             "A base that is sharded over processes can't train itself: attach an adapter, or load it whole."
+        )
+    if any(parameter.dtype != torch.float32 for parameter in trainable):
+        raise ValueError(
+            "What trains is kept in float32, or small steps are lost: load the base in float32 for full"
+            " fine-tuning, which computes in the config's dtype all the same."
         )
     if method(config.method).mask_from and not any(isinstance(module, SparseB) for module in model.modules()):
         raise ValueError(f"{config.method} trains inside a mask: give the model one first (lori.sparsify).")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lori.config import Handle, MergeConfig, Runtime, TrainConfig
+from lori.config import Handle, MergeConfig, Runtime, TrainConfig, TrainRuntime
 from lori.data import load_rows, tokenise
 from lori.masks import load_masks
 from lori.merging import merge
@@ -66,17 +66,22 @@ def _train(
     runtime: Runtime,
 ) -> tuple[list[dict[str, int | float]], dict[str, float]]:
     torch.manual_seed(config.seed)
-    base = load_base(config.base_model, runtime.device)
+    # What trains itself keeps its weights in fp32 and computes in `dtype`
+    dtype = "float32" if method(config.method).kind == "full" else config.dtype
+    base = load_base(config.base_model, runtime.device, models_dir=runtime.models_dir, dtype=dtype)
     first_dir = tracking.fetch(runtime, start_from) if start_from else None
     model = attach_trained(base, first_dir, config) if first_dir else attach(base, config)
     if mask:
         sparsify(model, load_masks(tracking.fetch(runtime, mask)))
     started, curve = time.monotonic(), []
     if method(config.method).kind != "none":
-        tokenizer = load_tokenizer(config.base_model)
+        tokenizer = load_tokenizer(config.base_model, runtime.models_dir)
         examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
         rows = tokenise([example.pair for example in examples], tokenizer, config)
-        curve = train(model, rows, config, tokenizer=tokenizer)
+        place = TrainRuntime(
+            micro_batch_tokens=runtime.micro_batch_tokens, gradient_checkpointing=runtime.gradient_checkpointing
+        )
+        curve = train(model, rows, config, tokenizer=tokenizer, runtime=place)
     metrics = {
         "num_trainable": float(num_trainable(model)),
         "train_seconds": time.monotonic() - started,
@@ -117,7 +122,8 @@ def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, run
         tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        merge([tracking.fetch(runtime, adapter) for adapter in adapters], config, Path(scratch))
+        directories = [tracking.fetch(runtime, adapter) for adapter in adapters]
+        merge(directories, config, Path(scratch), models_dir=runtime.models_dir)
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
         tracking.link_inputs(runtime, run_id, adapters)
     return Handle("adapter", key, name, run_id, uri, sha256, {}, params)

@@ -4,7 +4,7 @@ The cache key is the job's key, so that Prefect, MLflow and the local cache name
 believed only if its artifact is still there; two runs that want the same cell at the same time compute it once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from prefect.locking.protocol import LockManager
 from prefect.results import ResultStore
 from prefect.transactions import IsolationLevel
 
-from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, TrainConfig
+from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
 from tasks import tracking
 from tasks.executors import execute
 from tasks.locks import FlockLocks
@@ -27,13 +27,21 @@ Future = PrefectFuture[dict[str, Any]]
 RETRY_SECONDS = [1.0, 10.0]  # after the first and the second crash
 
 
+def submit_task(*, step: str, **arguments: Any) -> Future:
+    """The cell as a task of the running flow."""
+    return TASKS[step].submit(step=step, **arguments)
+
+
 @dataclass
 class Cells:
     """What one flow run asked for. Asked for twice, a cell is the same future.
 
-    `titles` and `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`.
+    `place` is what `local_runtime` is told of where to compute, `submit` is how a cell is asked for. `titles` and
+    `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`.
     """
 
+    place: Mapping[str, Any] = field(default_factory=dict)
+    submit: Callable[..., Future] = submit_task
     futures: dict[tuple[Any, ...], Future] = field(default_factory=dict)
     titles: dict[Future, str] = field(default_factory=dict)
     names: dict[Future, str] = field(default_factory=dict)
@@ -51,6 +59,11 @@ def train_adapter(
     first = f"{cells.names[start_from]} → " if start_from else ""
     name = f"{first}{config.method} {config.domain}  seed {config.seed}"
     return _ask(cells, "train", name, config, dataset=dataset, mask=mask, start_from=start_from)
+
+
+def import_adapter(cells: Cells, config: PublishedConfig) -> Future:
+    """An adapter that was trained elsewhere."""
+    return _ask(cells, "import", config.name, config)
 
 
 def extract_mask(cells: Cells, config: MaskConfig, *, adapter: Future) -> Future:
@@ -74,7 +87,7 @@ def _ask(cells: Cells, step: str, name: str, config: Any, **inputs: Future | lis
     given = {role: value for role, value in inputs.items() if value is not None}
     asked = (step, config, *((role, tuple(v) if isinstance(v, list) else v) for role, v in given.items()))
     if asked not in cells.futures:
-        future = TASKS[step].submit(step=step, name=name, config=config, inputs=given)
+        future = cells.submit(step=step, name=name, config=config, inputs=given, place=cells.place)
         cells.futures[asked], cells.titles[future], cells.names[future] = future, f"{step} {name}", name
     return cells.futures[asked]
 
@@ -84,9 +97,9 @@ def to_handle(record: Mapping[str, Any]) -> Handle:
     return Handle(**record["handle"])
 
 
-def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any]) -> Job:
+def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]) -> Job:
     handles = {role: [*map(to_handle, v)] if isinstance(v, list) else to_handle(v) for role, v in inputs.items()}
-    return Job(step, name, config, handles, local_runtime())
+    return Job(step, name, config, handles, local_runtime(**place))
 
 
 @dataclass
@@ -140,9 +153,9 @@ def _is_crash(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=_is_crash,
 )
-def compute(step: str, name: str, config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def compute(step: str, name: str, config: Any, inputs: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
     """Have one cell computed; its record."""
-    done = execute(_job(step, name, config, inputs))
+    done = execute(_job(step, name, config, inputs, place))
     return {"handle": asdict(done.handle), "seconds": done.seconds}
 
 

@@ -19,6 +19,7 @@ def prepare_dataset(config: DataConfig, *, key: str, runtime: Runtime) -> Handle
         tracking.logged_run(runtime, key, name, tags=tags, params=asdict(config)) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        save_rows(make_rows(config), Path(scratch) / ROWS_FILE)
+        data_dir = Path(runtime.data_dir) if runtime.data_dir else None
+        save_rows(make_rows(config, data_dir), Path(scratch) / ROWS_FILE)
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "rows")
     return Handle("dataset", key, name, run_id, uri, sha256, {}, asdict(config))

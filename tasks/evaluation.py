@@ -17,9 +17,10 @@ from tasks.data import ROWS_FILE
 def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, runtime: Runtime) -> Handle:
     """The domain's metrics of `adapter`; every completion is kept beside them."""
     base = adapter.config["base_model"]
-    model = apply_adapter(load_base(base, runtime.device), tracking.fetch(runtime, adapter))
+    model = load_base(base, runtime.device, models_dir=runtime.models_dir, dtype=config.dtype)
+    model = apply_adapter(model, tracking.fetch(runtime, adapter))
     examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
-    metrics, records = score(model, load_tokenizer(base), examples, config)
+    metrics, records = score(model, load_tokenizer(base, runtime.models_dir), examples, config)
     with tempfile.TemporaryDirectory() as scratch:
         summary = json.dumps({"config": asdict(config), "metrics": metrics}, indent=2)
         (Path(scratch) / "metrics.json").write_text(summary)

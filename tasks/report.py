@@ -82,8 +82,9 @@ def _recipe_table(cells: Sequence[Cell]) -> Table:
     epochs: dict[tuple[str, ...], dict[str, int]] = {}
     for cell in of_table(cells, "single") + of_table(cells, "continual"):
         config = cell.adapter.config
-        recipe = tuple(str(config[name]) for name in RECIPE)
-        epochs.setdefault(recipe, {})[config["domain"]] = config["num_epochs"]
+        if "num_epochs" in config:  # a published adapter doesn't say how it was trained
+            recipe = tuple(str(config[name]) for name in RECIPE)
+            epochs.setdefault(recipe, {})[config["domain"]] = config["num_epochs"]
     rows: list[dict[str, Value]] = []
     for recipe, of_domain in epochs.items():
         num_epochs = ", ".join(f"{domain} {num}" for domain, num in of_domain.items())

@@ -29,11 +29,12 @@ class Step:
 
 
 STEPS = {
-    "dataset": Step("tasks.data:prepare_dataset", version=1, turn=0),
+    "dataset": Step("tasks.data:prepare_dataset", version=2, turn=0),
+    "import": Step("tasks.published:import_adapter", version=1, turn=0),
     "mask": Step("tasks.masks:extract_mask", version=2, turn=1),
-    "train": Step("tasks.adapters:train_adapter", version=2, turn=2),
+    "train": Step("tasks.adapters:train_adapter", version=3, turn=2),
     "merge": Step("tasks.adapters:merge_adapters", version=2, turn=3),
-    "evaluate": Step("tasks.evaluation:evaluate", version=1, turn=4),
+    "evaluate": Step("tasks.evaluation:evaluate", version=2, turn=4),
 }
 
 
@@ -85,9 +86,19 @@ def state_dir() -> Path:
     return Path(os.environ.get("LORI_DIR", ".lori")).resolve()
 
 
-def local_runtime() -> Runtime:
-    """The `Runtime` of this process: MLflow at `MLFLOW_TRACKING_URI`, or in a file under `state_dir()`."""
+def local_runtime(**place: Any) -> Runtime:
+    """The `Runtime` of this process: MLflow at `MLFLOW_TRACKING_URI`, or in a file under `state_dir()`.
+
+    `place` gives fields of it that a flow run was told; what it leaves out, `LORI_DATA`, `LORI_MODELS` and
+    `LORI_DEVICE` say.
+    """
     store = f"sqlite:///{state_dir() / 'local' / 'mlflow.db'}"
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or store
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori"
-    return Runtime(tracking_uri=tracking_uri, cache_dir=str(state_dir() / "cache"), experiment=experiment)
+    settings = {
+        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or store,
+        "cache_dir": str(state_dir() / "cache"),
+        "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori",
+        "device": os.environ.get("LORI_DEVICE") or "auto",
+        "data_dir": os.environ.get("LORI_DATA"),
+        "models_dir": os.environ.get("LORI_MODELS"),
+    }
+    return Runtime(**{**settings, **{name: value for name, value in place.items() if value is not None}})

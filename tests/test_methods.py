@@ -32,10 +32,11 @@ from lori.recipes import profile, train_config
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 FACTOR_METHODS = [name for name, row in METHODS.items() if row.kind == "lora"]
+BASE_AS_IT_WAS = [name for name in FACTOR_METHODS if name != "pissa"]  # of PiSSA: see test_baselines.py
 
 
 def config_of(name, **changes):
-    return replace(train_config(profile("smoke"), name, "nlu", seed=0), **changes)
+    return replace(train_config(profile("smoke"), "lora", "nlu", seed=0), method=name, **changes)
 
 
 def shake(model):
@@ -56,6 +57,8 @@ def shake(model):
         ("dora", 32, 85_262_336),
         ("lori-d", 32, 44_040_192),
         ("lori-d", 64, 88_080_384),
+        ("rslora", 32, 83_886_080),  # of the baselines that the paper has not, by what they share with its methods
+        ("lora-fa", 32, 44_040_192),
     ],
 )
 def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper, monkeypatch):
@@ -72,7 +75,7 @@ def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper,
 def test_an_untrained_method_is_the_base_model(name):
     model = attach(load_base("scale"), config_of(name))
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS).logits, load_base("scale")(TOKENS).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(TOKENS).logits, load_base("scale")(TOKENS).logits, atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -94,7 +97,7 @@ def masked(name, model):
     )
 
 
-@pytest.mark.parametrize("name", FACTOR_METHODS)
+@pytest.mark.parametrize("name", BASE_AS_IT_WAS)
 def test_vanilla_peft_gives_exactly_our_logits_of_what_we_save(name, tmp_path):
     model = shake(masked(name, attach(load_base("scale"), config_of(name))))
     save_adapter(model, tmp_path, config_of(name))
@@ -353,7 +356,7 @@ def test_lori_trains_b_alone_and_lora_both_factors(name):
     model = attach(load_base("scale"), config_of(name))
     trainable = {parameter_name for parameter_name, p in model.named_parameters() if p.requires_grad}
     assert any(LORA_B in parameter for parameter in trainable)
-    assert any(LORA_A in parameter for parameter in trainable) == (name in ("lora", "dora"))
+    assert any(LORA_A in parameter for parameter in trainable) == (name in ("lora", "dora", "rslora", "pissa"))
 
 
 def factor_as(model):

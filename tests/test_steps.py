@@ -49,7 +49,7 @@ def test_a_key_says_what_is_computed_and_not_where() -> None:
 def test_keys_stay_what_they_are_unless_a_version_is_raised() -> None:
     config = DataConfig(suite="miniature", domain="nlu", split="test", num_rows=3)
     job = Job("dataset", "nlu", config, {}, local_runtime())
-    assert job_key(job) == "dataset-v1-ec34b7572cdec6f6b33f99780aab308c"
+    assert job_key(job) == "dataset-v2-a42b71b15cb2bdd6ee7ca68ef2d2ba9b"
 
 
 def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,8 @@ ROWS = [
 
 
 def config_of(name, **changes):
-    return replace(
-        train_config(profile("smoke"), name, "nlu", seed=0), **{"batch_size": 8, "num_epochs": 3, **changes}
-    )
+    base = train_config(profile("smoke"), "lora", "nlu", seed=0)
+    return replace(base, **{"method": name, "batch_size": 8, "num_epochs": 3, **changes})
 
 
 def fit(model, name, *, rows=ROWS, runtime=None, **changes):

@@ -1,0 +1,52 @@
+"""Score adapters that were published, such as the authors' `tomg-group-umd/LoRI-*`, on the paper's benchmarks."""
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.adapt import scores
+from flows.study import THREADS, Row, Study, begin, carry_out
+from lori.config import Hardware
+from lori.models import identity
+from lori.published import find_published, method_and_domain
+from tasks.cells import import_adapter
+
+
+@flow(name="published", flow_run_name="published-{profile}", task_runner=THREADS)
+def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    adapters: list[str],
+    profile: str = "paper",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    adapters_dir: str | None = None,
+    prompt_style: str = "authors",
+    data_dir: str | None = None,
+    hardware: Hardware | None = None,
+) -> State:
+    """Score published LoRA adapters, each on its own domain if its name says one, else on all.
+
+    Args:
+        adapters: Hub ids, or names of folders in `adapters_dir`.
+        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
+        base_model: The base that they were trained on: a row of BASE_MODELS, a hub id, or a folder.
+        domains: Rows of DOMAINS to score every adapter on.
+        adapters_dir: The folder that holds them; the hub where left out.
+        prompt_style: How rows are written; `authors` as the authors' adapters were trained (lori/paper/prompts.py).
+        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        hardware: GPU and memory (lori/config.py).
+    """
+    overrides = {"base_model": base_model, "domains": domains, "prompt_style": prompt_style, "data_dir": data_dir}
+    study = begin(profile, hardware=hardware, adapters_dir=adapters_dir, **overrides)
+    base = identity(study.profile.base_model, study.profile.models_dir)
+    found = [find_published(name, adapters_dir, base) for name in adapters]
+
+    def scored(study: Study) -> list[Row]:
+        rows = []
+        for config in found:
+            adapter = import_adapter(study.cells, config)
+            method, own = method_and_domain(config.name)
+            for domain in domains or ([own] if own in study.profile.domains else study.profile.domains):
+                labels = {"method": method, "domain": domain, "seed": 0}
+                rows.append(Row("single", labels, adapter, [scores(study, adapter, domain)]))
+        return rows
+
+    return carry_out(study, scored)

@@ -1,0 +1,148 @@
+"""Plan before spending: what the cells of a study will take on a chosen base and GPU, and which of them cannot fit.
+
+A plan is computed from configs, a base's configuration and the token counts of datasets; no weights are read.
+Parameters, tokens to train on and adapter files are exact; memory and operations follow `costs.py`; time is the
+operations at an assumed utilisation. What is generated is a bound: completions end early.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+from transformers import PreTrainedConfig
+
+from lori.config import DataConfig, EvalConfig, TrainConfig
+from lori.methods import method
+from lori.plan.costs import GPUS, USABLE_SHARE
+from lori.plan.rows import Place as Place
+from lori.plan.rows import PlannedCell as PlannedCell
+from lori.plan.rows import PlanRow as PlanRow
+from lori.plan.rows import Study, counts_of, gpu_of, row_of
+from lori.plan.sizes import sizes_of
+from lori.plan.tokens import TokenCounts as TokenCounts
+from lori.plan.tokens import count_tokens as count_tokens
+
+MORE_GPUS = (2, 4, 8)  # of one machine
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A cell that does not fit into the bytes that a GPU leaves, and what would make it fit."""
+
+    cell: PlannedCell
+    peak: int
+    usable: int
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells of a study take, and the problems: those that do not fit."""
+
+    base: str
+    num_parameters: int
+    is_like_llama: bool
+    place: Place
+    rows: tuple[PlanRow, ...]
+    problems: tuple[Refusal, ...]
+
+
+def make_plan(
+    cells: Iterable[PlannedCell], base: PreTrainedConfig, counts: Mapping[DataConfig, TokenCounts], place: Place
+) -> Plan:
+    """What `cells` take on `base`; `counts` has the datasets that they train or are scored on.
+
+    Raises:
+        ValueError: for an unknown GPU, a dataset without counts, or a cell that can't be carried out anywhere.
+    """
+    usable = _usable(place)
+    study = Study(sizes_of(base), counts)
+    rows = tuple(row_of(cell, study, place) for cell in cells)
+    problems = tuple(
+        Refusal(row.cell, row.memory.peak, usable, _remedy(row.cell, study, place))
+        for row in rows
+        if row.memory.peak > usable
+    )
+    sizes = study.sizes
+    name = base.name_or_path or base.model_type
+    return Plan(name, sizes.num_parameters, sizes.is_like_llama, place, rows, problems)
+
+
+def check(plan: Plan) -> None:
+    """Nothing, if every cell fits.
+
+    Raises:
+        ValueError: for those that do not, each with what would make it fit.
+    """
+    if plan.problems:
+        listed = [
+            f"- {problem.cell.step} {problem.cell.name} needs {problem.peak / 1e9:.1f} GB. {problem.remedy}"
+            for problem in plan.problems
+        ]
+        raise ValueError(
+            f"{len(plan.problems)} of {len(plan.rows)} cells do not fit into the"
+            f" {plan.problems[0].usable / 1e9:.1f} GB that a GPU {plan.place.gpu} leaves:\n" + "\n".join(listed)
+        )
+
+
+def _usable(place: Place) -> int:
+    return int(USABLE_SHARE * gpu_of(place).memory)
+
+
+def _remedy(cell: PlannedCell, study: Study, place: Place) -> str:
+    """The first change with which the same formulas say that the cell fits."""
+    peaks = []
+    for words, changed, elsewhere in _changes(cell, study, place):
+        peaks.append(row_of(changed, study, elsewhere).memory.peak)
+        if peaks[-1] <= _usable(elsewhere):
+            return f"It fits with {words}."
+    is_full = isinstance(cell.config, TrainConfig) and method(cell.config.method).kind == "full"
+    why = " (a base that trains itself can't be sharded)" if is_full else ""
+    return f"It takes {min(peaks) / 1e9:.0f} GB of a GPU at least, which none leaves{why}: choose a smaller base."
+
+
+def _changes(cell: PlannedCell, study: Study, place: Place) -> Iterator[tuple[str, PlannedCell, Place]]:
+    """What to try in turn: words, cell and place. Last come larger GPUs, also with what takes the least memory."""
+    changes = (_evaluation_changes if isinstance(cell.config, EvalConfig) else _training_changes)(cell, study, place)
+    smallest = "", cell, place
+    for change in changes:
+        yield change
+        if change[2].num_gpus == place.num_gpus:
+            smallest = change
+    words, changed, elsewhere = smallest
+    for gpu in sorted(GPUS, key=lambda name: GPUS[name].memory):
+        if GPUS[gpu].memory > gpu_of(place).memory:
+            yield f"gpu={gpu}", cell, replace(place, gpu=gpu)
+            yield ", ".join(filter(None, (f"gpu={gpu}", words))), changed, replace(elsewhere, gpu=gpu)
+
+
+def _evaluation_changes(
+    cell: PlannedCell,
+    study: Study,  # noqa: ARG001 - as `_training_changes`
+    place: Place,
+) -> Iterator[tuple[str, PlannedCell, Place]]:
+    """Fewer sequences at once, down to the samples of one prompt."""
+    size = cell.config.batch_size
+    while size > cell.config.num_samples:
+        size //= 2
+        changed = replace(cell, config=replace(cell.config, batch_size=size))
+        yield f"an evaluation batch_size of {size} (other results: it moves their last bits)", changed, place
+
+
+def _training_changes(cell: PlannedCell, study: Study, place: Place) -> Iterator[tuple[str, PlannedCell, Place]]:
+    """Smaller micro-batches, down to a row each; checkpointing; then more GPUs, if they can share the base."""
+    counts, runtime = counts_of(cell, study), place.runtime
+    longest = max(prompt + labels for prompt, labels in zip(counts.prompts, counts.labels, strict=True))
+    sizes = [runtime.micro_batch_tokens]
+    while sizes[-1] > longest:
+        sizes.append(sizes[-1] // 2)
+    more = () if method(cell.config.method).kind == "full" else MORE_GPUS
+    numbers = [place.num_gpus, *(number for number in more if number > place.num_gpus)]
+    for num_gpus, checkpointing, size in product(numbers, sorted({runtime.gradient_checkpointing, True}), sizes):
+        changed = replace(runtime, micro_batch_tokens=size, gradient_checkpointing=checkpointing)
+        words = [
+            f"num_gpus={num_gpus}" if num_gpus != place.num_gpus else "",
+            "gradient_checkpointing" if checkpointing != runtime.gradient_checkpointing else "",
+            f"micro_batch_tokens={size}" if size != sizes[0] else "",
+        ]
+        yield ", ".join(filter(None, words)), cell, replace(place, num_gpus=num_gpus, runtime=changed)

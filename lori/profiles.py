@@ -1,0 +1,111 @@
+"""Which cells a run of the whole paper has: one row a profile. Their numbers are in `recipes.py`."""
+
+from dataclasses import dataclass, replace
+
+PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
+DENSITY = 0.7  # of magnitude, ties and dare
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cells of one run of the whole paper.
+
+    Sizes are rows of a domain, None for all of them; the scale model's tests have `TEST_FACTOR` times as many, the
+    paper's nlu as many of each set. `num_steps` of training, `num_samples` where a domain is sampled, and at most
+    `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows lie in `data_dir`
+    (None: on the hub) and base models in folders in `models_dir`: no part of any result.
+    """
+
+    name: str
+    base_model: str
+    domains: tuple[str, ...]
+    methods: tuple[str, ...]
+    merged: tuple[str, ...]
+    merge_methods: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    density: float
+    continual_methods: tuple[str, ...]
+    continual_first: str
+    seeds: tuple[int, ...]
+    rank: int
+    sparsity: float
+    scope: str
+    batch_size: int
+    eval_batch_size: int
+    num_steps: int | None
+    num_validation: int
+    num_test: int | None
+    num_samples: int
+    max_new_tokens: int | None
+    prompt_style: str
+    dtype: str | None
+    data_dir: str | None = None
+    models_dir: str | None = None
+
+
+SCALE = Profile(
+    name="scale",
+    base_model="scale",
+    domains=("nlu", "math", "code", "safety"),
+    methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
+    merged=("full", "lora", "dora", "lori-d", "lori-s"),
+    merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
+    weights=None,
+    density=DENSITY,
+    continual_methods=("lora", "lori-d", "lori-s"),
+    continual_first="safety",
+    seeds=(0,),
+    rank=6,
+    sparsity=0.9,
+    scope="model",
+    batch_size=16,
+    eval_batch_size=3000,
+    num_steps=100,
+    num_validation=150,
+    num_test=300,
+    num_samples=10,
+    max_new_tokens=None,
+    prompt_style="plain",
+    dtype=None,
+)
+# All rows of the real sets at the paper's sizes; merges of what the paper merged
+PAPER = replace(
+    SCALE,
+    name="paper",
+    base_model="llama-3-8b",
+    merged=("lora", "lori-d", "lori-s"),
+    rank=32,
+    batch_size=32,
+    eval_batch_size=64,
+    num_steps=None,
+    num_test=None,
+    num_samples=20,
+)
+PROFILES = {
+    "scale": SCALE,
+    # Every kind of stage and every method once, with too few steps to mean anything
+    "smoke": replace(
+        SCALE,
+        name="smoke",
+        domains=("nlu", "safety"),
+        merged=("lora", "dora", "lori-s"),
+        merge_methods=("concat", "ties"),
+        continual_methods=("lori-s",),
+        num_steps=4,
+        num_validation=8,
+        num_test=12,
+    ),
+    "paper": PAPER,
+    # The paper's on a few rows and a small base: numbers that mean nothing, from the code that makes those that do
+    "paper-smoke": replace(
+        PAPER,
+        name="paper-smoke",
+        rank=4,
+        batch_size=4,
+        num_steps=3,
+        num_test=1,
+        num_samples=2,
+        max_new_tokens=8,
+        dtype="float32",  # CPUs are slow in bf16
+    ),
+}

@@ -1,0 +1,25 @@
+"""Take in an adapter that was trained elsewhere, as a logged model like our own."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from lori.config import Handle, PublishedConfig, Runtime
+from lori.published import copy_published, method_and_domain
+from tasks import tracking
+
+
+def import_adapter(config: PublishedConfig, *, key: str, runtime: Runtime) -> Handle:
+    """The adapter's files and, of the authors' LoRI-D, the mask beside them."""
+    method, domain = method_and_domain(config.name)
+    name = config.name.replace("/", "--")
+    params = {**asdict(config), "method": method, "domain": domain, "seed": 0}
+    tags = {"lori.role": "import", "lori.method": method, "lori.domain": domain}
+    with (
+        tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        metrics = copy_published(config, runtime.adapters_dir, Path(scratch))
+        uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
+        tracking.log_metrics(runtime, run_id, metrics)
+    return Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
