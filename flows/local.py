@@ -38,7 +38,7 @@ def main(flow: "Flow[..., Any]") -> None:
     from prefect.exceptions import PrefectException  # not before `use_local_stores`
 
     parser = argparse.ArgumentParser(description=(flow.description or "").partition("\n")[0])
-    parser.add_argument("--profile", default="smoke", help="smoke (default) or scale")
+    parser.add_argument("--profile", default="smoke", help="a row of PROFILES; smoke if left out")
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="VALUE: JSON or text")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend

@@ -39,6 +39,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     seeds: list[int] | None = None,
     prompt_style: str | None = None,
     data_dir: str | None = None,
+    eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
     plan_only: bool = False,
 ) -> State:
@@ -58,12 +59,13 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         seeds: One table row is the mean over these.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
         plan_only: Say what it would take and compute nothing.
     """
     overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
     overrides |= {"weights": weights and [float(weight) for weight in weights], "density": density}
-    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir}
+    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
     place = {"hardware": hardware, "plan_only": plan_only}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, merging)

@@ -7,15 +7,16 @@ from typing import Any, cast
 from lori.bubblewrap import check_bubblewrap
 from lori.config import EvalConfig, Hardware, TrainConfig, TrainRuntime
 from lori.data import make_rows
-from lori.models import check_base, config_of, load_tokenizer
+from lori.models import check_base, check_device, config_of, load_tokenizer
 from lori.paper.rows import check_sources
+from lori.plan.costs import GPUS
 from lori.plan.make import Place, Plan, PlannedCell, TokenCounts, count_tokens, make_plan
 from lori.profiles import Profile
-from lori.recipes import base_of
+from lori.recipes import base_of, eval_config
 from tasks.cells import Future
 
 
-def check_usable(profile: Profile) -> None:
+def check_usable(profile: Profile, *, plan_only: bool) -> None:
     """Whether the base model, the real rows and, where programs are run, the sandbox can be used.
 
     Raises:
@@ -24,9 +25,39 @@ def check_usable(profile: Profile) -> None:
     if base_of(profile).suite == "miniature":
         return
     check_base(profile.base_model, profile.models_dir)
+    _check_context(profile)
     check_sources(profile.domains, _data_dir(profile))
-    if "code" in profile.domains:
+    if "code" in profile.domains and not plan_only:
         check_bubblewrap()
+
+
+def _check_context(profile: Profile) -> None:
+    """GPT-2's n_positions goes by this name, too; without it there is no limit."""
+    context = getattr(config_of(profile.base_model, profile.models_dir), "max_position_embeddings", None)
+    for domain in profile.domains:
+        config = eval_config(profile, domain)
+        if context is not None and config.max_length + config.max_new_tokens > context:
+            raise ValueError(
+                f"{profile.base_model} has a context of {context} tokens; {domain} needs {config.max_length} for a row"
+                f" and {config.max_new_tokens} to generate: take a base model with a longer one."
+            )
+
+
+def check_hardware(hardware: Hardware, device: str, *, plan_only: bool) -> None:
+    """Whether the hardware makes sense, and is there unless it is only planned for.
+
+    Raises:
+        ValueError: if not, with what to do.
+    """
+    if min(hardware.num_gpus, hardware.micro_batch_tokens) < 1:
+        raise ValueError(f"num_gpus and micro_batch_tokens are 1 or more, not {hardware}.")
+    if hardware.gpu is None and plan_only:
+        raise ValueError(f"Name the GPU to plan for, as in hardware={{'gpu': 'h100'}}. Known: {', '.join(GPUS)}.")
+    if plan_only:
+        return
+    if hardware.num_gpus > 1:
+        raise ValueError("A flow run trains on one GPU: num_gpus is for plans, or train with torchrun (README).")
+    check_device(device, hardware.gpu)
 
 
 def note_cell(*, step: str, name: str, config: Any, inputs: dict[str, Any], place: object) -> Future:  # noqa: ARG001

@@ -6,6 +6,7 @@ from prefect.client.schemas.objects import State
 from flows.adapt import scores
 from flows.study import THREADS, Row, Study, begin, carry_out
 from lori.config import Hardware
+from lori.domains import DOMAINS
 from lori.models import identity
 from lori.published import find_published, method_and_domain
 from tasks.cells import import_adapter
@@ -20,7 +21,9 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     adapters_dir: str | None = None,
     prompt_style: str = "authors",
     data_dir: str | None = None,
+    eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
+    plan_only: bool = False,
 ) -> State:
     """Score published LoRA adapters, each on its own domain if its name says one, else on all.
 
@@ -28,14 +31,20 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         adapters: Hub ids, or names of folders in `adapters_dir`.
         profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
         base_model: The base that they were trained on: a row of BASE_MODELS, a hub id, or a folder.
-        domains: Rows of DOMAINS to score every adapter on.
+        domains: Rows of DOMAINS to score every adapter on; left out, the one in its name, or all.
         adapters_dir: The folder that holds them; the hub where left out.
         prompt_style: How rows are written; `authors` as the authors' adapters were trained (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        eval_batch_size: Sequences that are generated at once.
         hardware: GPU and memory (lori/config.py).
+        plan_only: Say what it would take and compute nothing.
     """
-    overrides = {"base_model": base_model, "domains": domains, "prompt_style": prompt_style, "data_dir": data_dir}
-    study = begin(profile, hardware=hardware, adapters_dir=adapters_dir, **overrides)
+    own = {name: method_and_domain(name)[1] for name in adapters}
+    wanted = {name: domains or ([own[name]] if own[name] in DOMAINS else [*DOMAINS]) for name in adapters}
+    needed = list(dict.fromkeys(domain for each in wanted.values() for domain in each))
+    overrides = {"base_model": base_model, "domains": needed, "prompt_style": prompt_style}
+    overrides |= {"data_dir": data_dir, "eval_batch_size": eval_batch_size}
+    study = begin(profile, hardware=hardware, plan_only=plan_only, adapters_dir=adapters_dir, **overrides)
     base = identity(study.profile.base_model, study.profile.models_dir)
     found = [find_published(name, adapters_dir, base) for name in adapters]
 
@@ -43,8 +52,8 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         rows = []
         for config in found:
             adapter = import_adapter(study.cells, config)
-            method, own = method_and_domain(config.name)
-            for domain in domains or ([own] if own in study.profile.domains else study.profile.domains):
+            method, _ = method_and_domain(config.name)
+            for domain in wanted[config.name]:
                 labels = {"method": method, "domain": domain, "seed": 0}
                 rows.append(Row("single", labels, adapter, [scores(study, adapter, domain)]))
         return rows

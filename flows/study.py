@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from prefect import task
@@ -16,7 +17,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
-from flows.planning import check_usable, note_cell, plan
+from flows.planning import check_hardware, check_usable, note_cell, plan
 from lori import recipes
 from lori.config import Handle, Hardware
 from lori.models import split_base
@@ -80,8 +81,7 @@ def begin(
     """
     check_executor()
     hardware = hardware or Hardware()
-    if hardware.num_gpus > 1 and not plan_only:
-        raise ValueError("A flow run trains on one GPU: num_gpus is for plans, or train with torchrun (README).")
+    check_hardware(hardware, local_runtime().device, plan_only=plan_only)
     chosen = _placed(profile, overrides)
     place = {
         "data_dir": chosen.data_dir,
@@ -91,7 +91,7 @@ def begin(
         "gradient_checkpointing": hardware.gradient_checkpointing,
     }
     study = Study(chosen, hardware, plan_only, Cells(place))
-    check_usable(chosen)
+    check_usable(chosen, plan_only=plan_only)
     if not plan_only:
         tracking.ensure_store(local_runtime().tracking_uri)
     return study
@@ -100,7 +100,8 @@ def begin(
 def _placed(name: str, overrides: Mapping[str, Any]) -> recipes.Profile:
     """The profile, with a base model that was named by its folder taken apart into name and place."""
     defaults = local_runtime()
-    places = {"data_dir": overrides.get("data_dir") or defaults.data_dir, "models_dir": defaults.models_dir}
+    data_dir = overrides.get("data_dir") or defaults.data_dir
+    places = {"data_dir": data_dir and str(Path(data_dir).expanduser().resolve()), "models_dir": defaults.models_dir}
     if overrides.get("base_model"):
         base, models_dir = split_base(overrides["base_model"])
         places |= {"base_model": base, "models_dir": models_dir or defaults.models_dir}

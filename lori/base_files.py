@@ -4,15 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RemoteEntryNotFoundError
 
 from lori.adapters import open_tensors
 
 HUB = "https://huggingface.co"
+SECONDS_TO_ANSWER = 10  # a hub that does not is not there: fetching would try again for a minute
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # config, tokenizer and the weights' index; none of sub-folders
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,9 +33,19 @@ def fetch_small_files(source: str, revision: str) -> Path:
         ValueError: if the hub has no such model or revision.
         BaseUnavailable: if it can't be fetched and isn't cached.
     """
+    return fetch(source, revision, SMALL_FILES, skip="*/*")
+
+
+def fetch(source: str, revision: str, patterns: list[str], *, skip: str | None = None) -> Path:
+    """The files of a model's repository that `patterns` name, in the hub's cache; it raises what the above does."""
+    chosen: Any = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": skip}
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns="*/*"))
+        HfApi().model_info(source, revision=revision, timeout=SECONDS_TO_ANSWER)
+        return Path(snapshot_download(source, **chosen))
     except (OSError, HTTPError) as error:
+        if not isinstance(error, HfHubHTTPError):  # no answer: what was fetched before will do
+            with suppress(OSError):
+                return Path(snapshot_download(source, **chosen, local_files_only=True))
         raise explained(error, source, revision) from None
 
 
@@ -63,8 +76,8 @@ def explained(error: Exception, source: str, revision: str) -> Exception:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers will read, there or not."""
-    if not (folder / INDEX).exists():
+    """The files that transformers will read, there or not: of a whole file and shards, the whole."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         return [folder / WEIGHTS]
     names = json.loads((folder / INDEX).read_text())["weight_map"].values()
     return [folder / name for name in sorted(set(names))]

@@ -48,6 +48,7 @@ OPEN_FILES = 64
 NOBODY = 65534  # inside the sandbox, and outside of it if root starts it
 # Not Popen's `user`: that copies the page tables of this process for each program, seconds if it holds a large model.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+STARTS = 3  # tries of a sandbox that does not start
 READY = b"ready\n"
 NONCE_BYTES = 32
 ANSWER_BYTES = 256  # more is no answer of ours
@@ -56,6 +57,10 @@ HELP = (
     " `sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0` (those of the two"
     " that exist), for Docker `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`."
 )
+
+
+class SandboxError(RuntimeError):
+    """A sandbox did not start: the machine's fault, and no program's."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,14 @@ def _is_open_to_all(program: Path) -> bool:
 
 
 def _judge(program: str, *, command: Sequence[str], wall_seconds: int) -> Verdict:
+    """A sandbox that does not start is tried again: thousands of programs hang on each one."""
+    for _ in range(STARTS - 1):
+        with contextlib.suppress(SandboxError):
+            return _judge_once(program, command=command, wall_seconds=wall_seconds)
+    return _judge_once(program, command=command, wall_seconds=wall_seconds)
+
+
+def _judge_once(program: str, *, command: Sequence[str], wall_seconds: int) -> Verdict:
     nonce = secrets.token_hex(NONCE_BYTES // 2).encode()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
@@ -156,7 +169,7 @@ def _judge(program: str, *, command: Sequence[str], wall_seconds: int) -> Verdic
         assert process.stderr
         complaint = process.stderr.read().decode(errors="replace").strip()
     if not answer.startswith(READY):
-        raise RuntimeError(f"The sandbox did not start: {complaint or 'no answer in time'}. {HELP}")
+        raise SandboxError(f"The sandbox did not start: {complaint or 'no answer in time'}. {HELP}")
     if answer == READY + nonce:
         return Verdict(True, "passed")
     return Verdict(False, _reason(answer.removeprefix(READY), process.returncode))

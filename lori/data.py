@@ -73,7 +73,8 @@ def tokenise(
     """`input_ids` and `labels` of each prompt and response: both, then EOS; only response and EOS have labels.
 
     Where both are longer than `max_length`, the prompt keeps its first `max_prompt_length` tokens and the response
-    what then has room (paper: 512 and 256; the authors' tokenize_batch_element, keep_start).
+    what then has room (paper: 512 and 256). The authors (tokenize_batch_element, keep_start) leave such a response 256
+    tokens, also where its prompt is short.
     """
     prompts = encode_prompts([prompt for prompt, _ in pairs], tokenizer, add_bos=config.add_bos)
     responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]

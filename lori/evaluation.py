@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lori.bubblewrap import check_bubblewrap
 from lori.config import EvalConfig
 from lori.domains import Example
 from lori.generation import complete, prepare
-from lori.scoring import SCORERS
+from lori.scoring import SCORERS, needs_sandbox
 
 Scored = tuple[dict[str, float], list[dict[str, Any]]]
 
@@ -23,8 +24,11 @@ def evaluate(
 
     Raises:
         ValueError: as `generation.prepare`.
+        RuntimeError: if the rows' programs can't be contained.
     """
     prompts = prepare(model, tokenizer, examples, config)
+    if any(map(needs_sandbox, examples)):
+        check_bubblewrap()  # now, and not after hours of generation
     completions = complete(model, tokenizer, prompts, config, SCORERS[config.domain].is_settled)
     return _scored(config.domain, examples, completions, [prompt.is_cut for prompt in prompts])
 

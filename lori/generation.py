@@ -87,7 +87,7 @@ def prepare(
         raise ValueError(
             f"Row {longest.example.id} has a prompt of {len(longest.tokens)} tokens: with max_new_tokens ="
             f" {config.max_new_tokens} that is beyond the model's context of {context}. Lower max_new_tokens or"
-            " max_prompt_length, or take a base model with a longer context."
+            " max_length, or take a base model with a longer context."
         )
     return prompts
 

@@ -2,8 +2,9 @@
 
     lm_eval --model hf --model_args pretrained=…,peft=…,add_bos_token=True --include_path OUT --tasks lori_nlu
 
-Rows and prompts are ours, byte for byte; generation is the harness's, and so is how an nlu answer is found (a regex
-filter). HumanEval is not exported: the harness runs programs outside of a sandbox.
+`add_bos_token` is the config's `add_bos`. Rows and prompts are ours, byte for byte; generation is the harness's, and
+so is how an nlu answer is found (a regex filter). Scores are the same where no prompt is cut: one that evaluation cuts
+(`num_cut_prompts`) is whole there. HumanEval is not exported: the harness runs programs outside of a sandbox.
 """
 
 import json

@@ -62,11 +62,13 @@ def split_base(name_or_path: str) -> tuple[str, str | None]:
     A row of `BASE_MODELS` wins over a folder, and a folder with a config.json over a hub id.
 
     Raises:
-        ValueError: if the folder's name holds an @, which separates name and revision.
+        ValueError: if the folder's name holds an @, which separates name and revision, or is that of a row.
     """
     folder = Path(os.path.abspath(Path(name_or_path).expanduser()))
     if name_or_path in BASE_MODELS or not (folder / "config.json").is_file():
         return name_or_path, None
+    if folder.name in BASE_MODELS:
+        raise ValueError(f"{folder}: {folder.name} is the name of a row of BASE_MODELS already. Rename the folder.")
     if "@" in folder.name:
         raise ValueError(f"{folder}: a base model's name has no @, which is for its revision. Rename the folder.")
     return folder.name, str(folder.parent)
@@ -154,6 +156,30 @@ def config_of(name: str, models_dir: str | None = None) -> PreTrainedConfig:
     return config
 
 
+def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """As the paper trains; and what dropout draws would depend on how a batch is cut up."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "layerdrop")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def check_device(device: str, gpu: str | None) -> None:
+    """Whether `device`, `auto` or torch's name of one, is there; if a `gpu` is to compute, whether there is any.
+
+    Raises:
+        ValueError: if not.
+    """
+    if device != "auto" and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"LORI_DEVICE={device!r} is no device: auto, cpu, cuda or cuda:0.")
+    needs_gpu = device.startswith("cuda") or gpu not in (None, "cpu")
+    if needs_gpu and (device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError(
+            f"There is no GPU here for LORI_DEVICE={device} and gpu={gpu}: see whether torch is a CUDA build, or leave"
+            " both out to compute on the CPU."
+        )
+
+
 def _small_files(row: BaseModel) -> Path:
     return fetch_small_files(row.source, row.revision) if row.revision else Path(row.source)
 
@@ -201,6 +227,7 @@ def load_base(
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         row.source,
         revision=row.revision,
+        config=_without_dropout(config_of(name, models_dir)),
         dtype=DTYPES[dtype],
         use_safetensors=True,
         trust_remote_code=False,

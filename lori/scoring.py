@@ -151,11 +151,12 @@ def is_body_settled(example: Example, text: str) -> bool:
 
 
 def _end_of_body(example: Example) -> re.Pattern[str]:
-    return STOP_STRING if _is_humaneval(example) else TOP_LEVEL
+    return STOP_STRING if needs_sandbox(example) else TOP_LEVEL
 
 
-def _is_humaneval(example: Example) -> bool:
-    return "test" in example.answer  # a program that calls `check`; the scale model's rows have pairs, as "tests"
+def needs_sandbox(example: Example) -> bool:
+    """Whether its completions are judged by running them as real Python, as HumanEval's are."""
+    return isinstance(example.answer, dict) and "test" in example.answer  # the scale model's have pairs, as "tests"
 
 
 def _first(completions: Sequence[str]) -> str:
@@ -188,7 +189,7 @@ def _score_code(examples: Sequence[Example], completions: Sequence[Sequence[str]
         for example, texts in zip(examples, completions, strict=True)
         for text in texts
     ]
-    passed = iter(_run_humaneval(bodies) if _is_humaneval(examples[0]) else _run_miniature(bodies))
+    passed = iter(_run_humaneval(bodies) if needs_sandbox(examples[0]) else _run_miniature(bodies))
     return [{"num_correct": sum(next(passed) for _ in texts), "num_samples": num_samples} for texts in completions]
 
 

@@ -338,5 +338,5 @@ def test_a_machine_that_forbids_namespaces_says_so():
             [*forbidding, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert failed.returncode == 1
-        assert "RuntimeError: The sandbox did not start: bwrap: " in failed.stderr
+        assert "SandboxError: The sandbox did not start: bwrap: " in failed.stderr
         assert "user namespaces" in failed.stderr

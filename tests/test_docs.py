@@ -5,6 +5,8 @@ import re
 import runpy
 from pathlib import Path
 
+from rows import read_rows, real_data_dir
+
 from lori.models import identity
 from lori.recipes import LEARNING_RATES, MERGE_WEIGHTS
 
@@ -27,8 +29,8 @@ def test_every_file_of_the_project_is_in_the_readmes_file_map():
     assert all((ROOT / name).exists() for name in listed)
 
 
-def readme_example() -> str:
-    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def example_in(document: str, name: str) -> str:
+    (code,) = re.findall(rf"<!-- {name} -->\n```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     return code
 
 
@@ -37,7 +39,7 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
     (tmp_path / "lori").mkdir()
     (tmp_path / "lori" / "scale_model").symlink_to(ROOT / "lori" / "scale_model")  # as in the checkout
     namespace: dict = {}
-    exec(compile(readme_example(), "README.md", "exec"), namespace)
+    exec(compile(example_in("README.md", "example"), "README.md", "exec"), namespace)
     tokens = namespace["tokenizer"]("Say goodbye.", return_tensors="pt")
     assert namespace["model"](**tokens).logits.isfinite().all()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("adapter_model.safetensors")}
@@ -49,6 +51,15 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
         ),
         "adapters/merged/adapter_model.safetensors",
     }
+
+
+def test_the_export_to_the_harness_in_the_docs_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data_dir = real_data_dir(tmp_path / "data")
+    exec(compile(example_in("docs/real-paper.md", "harness"), "real-paper.md", "exec"), {})
+    assert "lori_math" in capsys.readouterr().out
+    exported = (tmp_path / "harness" / "lori_math.jsonl").read_text().splitlines()
+    assert len(exported) == len(read_rows(data_dir, "gsm8k/test.jsonl"))
 
 
 def test_links_to_files_lead_somewhere():

@@ -7,11 +7,13 @@ import pytest
 import torch
 import transformers
 from bases import FAMILIES, GPT2_LIKE, LLAMA, LLAMA_LIKE, PAIRS, SIZES, config_of, write_base
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lori.architectures import architecture
-from lori.config import MaskConfig, TrainConfig
+from lori.config import EvalConfig, MaskConfig, TrainConfig, TrainRuntime
 from lori.data import tokenise
+from lori.domains import Example
+from lori.generation import complete, prepare
 from lori.masks import extract_masks
 from lori.methods import apply_adapter, attach, load_adapter, lora_layers, masks_of, save_adapter, sparsify
 from lori.models import BASE_MODELS, base_model, check_base, identity, load_base, load_tokenizer
@@ -164,3 +166,39 @@ def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged .*download it again"):
         check_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2"])
+def test_a_padded_batch_generates_what_each_prompt_does_alone(name, families):
+    """Padding on the left moves no position: with learned ones it would show."""
+    model, tokenizer = load_base(name, models_dir=families), load_tokenizer(name, families)
+    rows = [Example(str(n), "", "one two " * n + "three", "", None) for n in (1, 3, 9, 2)]
+    config = EvalConfig(
+        "math", 1, 0.0, 1.0, max_new_tokens=8, batch_size=4, max_length=60, max_prompt_length=30, seed=0
+    )
+    alone = replace(config, batch_size=1)
+    together, apart = (
+        complete(model, tokenizer, prepare(model, tokenizer, rows, how), how, lambda *_: False)
+        for how in (config, alone)
+    )
+    assert together == apart
+    assert len({texts[0] for texts in together}) > 1
+
+
+def test_dropout_is_off_while_it_trains(families):
+    """Or what is drawn would depend on how a batch is cut into parts."""
+    tokenizer = load_tokenizer("gpt2", families)
+    assert AutoConfig.from_pretrained(f"{families}/gpt2").resid_pdrop > 0
+    config, trained = train_config("gpt2", families), []
+    for micro_batch_tokens in (4096, 1):
+        model = attach(load_base("gpt2", models_dir=families), config)
+        train(
+            model,
+            tokenise(PAIRS, tokenizer, config),
+            config,
+            tokenizer=tokenizer,
+            runtime=TrainRuntime(micro_batch_tokens=micro_batch_tokens),
+        )
+        trained.append({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
+    for name, b in trained[0].items():
+        torch.testing.assert_close(b, trained[1][name], rtol=0, atol=config.learning_rate / 5)

@@ -54,7 +54,8 @@ def test_what_a_user_types_is_taken_apart(llama, monkeypatch):
     assert split_base(str(llama)) == split_base("./llama") == split_base("llama/") == ("llama", here)
     assert split_base(f"{here}/org/../llama") == ("llama", here)
     assert split_base("scale") == ("scale", None), "a row wins over a folder"
-    assert split_base("./scale") == ("scale", here)
+    with pytest.raises(ValueError, match="scale is the name of a row of BASE_MODELS already"):
+        split_base("./scale")  # or the row would be taken for it
     assert split_base("org/empty") == ("org/empty", None), "no config.json: a hub id"
     shutil.move(llama, llama.parent / "org" / "model")
     assert split_base("org/model") == ("model", f"{here}/org"), "a folder wins over a hub id"

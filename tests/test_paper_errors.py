@@ -46,7 +46,8 @@ def test_a_malformed_row_is_named_and_nothing_is_loaded(folder, path, change, to
     [
         ("gsm8k/test.jsonl", '{"question": "q", "answer": "#### 1"}\n{"question": \n', "row 1 is no JSON"),
         ("gsm8k/test.jsonl", "[1]\n", r"row 0: it is \[1\], expected question, answer"),
-        ("humaneval/HumanEval.jsonl", "\n", "row 0 is no JSON"),
+        ("humaneval/HumanEval.jsonl", "x\n", "row 0 is no JSON"),
+        ("codealpaca/train.json", '[{"instruction": "\\ud800", "input": "", "output": ""}]', "holds half a character"),
         ("saferpaca/train.json", '[{"instruction": "cut', "cannot be read: Unterminated string"),
         ("saferpaca/train.json", '{"instruction": "x"}', "holds a dict, expected a list of rows"),
         ("saferpaca/train.json", b'["\xff"]', "cannot be read: 'utf-8' codec"),

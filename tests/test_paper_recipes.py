@@ -27,6 +27,15 @@ def test_every_row_of_the_papers_table(domain, base, rank, dense_rate, dense_alp
     assert (sparse.learning_rate, sparse.alpha) == (sparse_rate, sparse_alpha)
 
 
+@pytest.mark.parametrize("base", ["mistral-7b", "mistral-7b@27d67f1b", f"{MISTRAL}@27d67f1b"])
+def test_a_base_by_its_short_name_or_revision_has_its_recipe(base):
+    assert paper_config("lori-d", "nlu", base).learning_rate == 1e-5
+
+
+def test_vera_has_the_rank_of_its_own_paper():
+    assert paper_config("vera", "nlu", LLAMA).rank == 256
+
+
 def test_a_copy_in_a_folder_has_the_recipe_of_the_hubs():
     assert recipe("/data/Mistral-7B-v0.1", 32, "nlu", "lori-d").learning_rate == 1e-5
 

@@ -16,11 +16,22 @@ from small_base import small_llama
 
 from flows.adapt import adapt
 from flows.full_paper import full_paper
+from flows.study import begin
+from lori.config import Hardware
 from lori.domains import DOMAINS
 from lori.methods import METHODS
 from tasks.steps import local_runtime
 
 Computed = Callable[[], list[str]]
+WRONG_HARDWARE = [
+    ({"plan_only": True}, "Name the GPU to plan for"),
+    (
+        {"hardware": Hardware(gpu="h100", num_gpus=0), "plan_only": True},
+        "num_gpus and micro_batch_tokens are 1 or more",
+    ),
+    ({"hardware": Hardware(gpu="cpu", num_gpus=2)}, "A flow run trains on one GPU"),
+    ({"hardware": Hardware(gpu="abacus"), "plan_only": True}, "Unknown GPU 'abacus'. Known: h200"),
+]
 NLU_SETS = ("boolq", "piqa", "social_i_qa", "arc-challenge", "arc-easy", "openbookqa", "hellaswag", "winogrande")
 
 
@@ -100,7 +111,14 @@ def test_the_authors_prompts_are_other_rows(
 def test_a_plan_computes_nothing_and_counts_what_trains(
     place: dict[str, str], capsys: pytest.CaptureFixture[str], computed: Computed
 ) -> None:
-    adapt(profile="paper-smoke", methods=["lori-d", "lori-s"], seeds=[7], plan_only=True, **place)
+    adapt(
+        profile="paper-smoke",
+        methods=["lori-d", "lori-s"],
+        seeds=[7],
+        plan_only=True,
+        hardware=Hardware(gpu="cpu"),
+        **place,
+    )
     printed = capsys.readouterr().out
     assert "lori-s" in printed
     # B of the small base: 2 layers, rank 4, d_out of q, k, v, o, gate, up and down
@@ -112,6 +130,11 @@ def test_what_cannot_be_used_is_said_before_anything_is_computed(place: dict[str
     empty.mkdir()
     with pytest.raises(Exception, match="gsm8k"):
         adapt(profile="paper-smoke", domains=["math"], **{**place, "data_dir": str(empty)})
+    for wrong, message in WRONG_HARDWARE:
+        with pytest.raises(ValueError, match=message):
+            adapt(profile="paper-smoke", domains=["math"], **wrong, **place)
+    with pytest.raises(ValueError, match=r"tiny has a context of 2048 tokens; math needs 512 .* and 2000 to generate"):
+        begin("paper-smoke", domains=["math"], max_new_tokens=2000, **place)
     with pytest.raises(ValueError, match="Unknown base model"):
         adapt(profile="paper-smoke", **{**place, "base_model": "nobody-has-this"})
     with get_client(sync_client=True) as client:

@@ -222,12 +222,17 @@ def test_full_fine_tuning_of_8b_fits_no_gpu_and_can_not_be_sharded():
     assert "lori-d" not in str(e.value)
 
 
+def test_the_papers_profile_fits_one_gpu():
+    cells = [LORI_S if name == "lori-s" else train(name) for name in profile("paper").methods]
+    assert not plan_of(*cells, *map(evaluate, cells)).problems
+
+
 @pytest.mark.parametrize(
     ("gpu", "cell", "remedy"),
     [
         ("rtx-4090", LORI_D, "micro_batch_tokens=1024"),
         ("rtx-4090", train("shira"), "gradient_checkpointing"),
-        ("rtx-4090", evaluate(LORI_D, batch_size=800, num_samples=80), "an evaluation batch_size of 100"),
+        ("rtx-4090", evaluate(LORI_D, batch_size=800, num_samples=80), "eval_batch_size=100"),
         ("rtx-4090", train("full", rank=1), "choose a smaller base"),
         ("rtx-4090", evaluate(train("full")), "gpu=a100-40gb"),
     ],
@@ -246,7 +251,7 @@ def test_a_cell_fits_with_its_remedy_and_with_nothing_less():
 
 def test_a_base_too_large_for_one_gpu_is_shared_by_several():
     (problem,) = plan_of(LORI_D, base=LLAMA_70B).problems
-    assert problem.remedy == "It fits with num_gpus=4, micro_batch_tokens=1024."
+    assert problem.remedy == ("It fits with num_gpus=4 (torchrun: a flow run trains on one), micro_batch_tokens=1024.")
     small = TrainRuntime(micro_batch_tokens=1024)
     assert not plan_of(LORI_D, base=LLAMA_70B, num_gpus=4, runtime=small).problems
     assert plan_of(LORI_D, base=LLAMA_70B, num_gpus=2, runtime=replace(small, gradient_checkpointing=True)).problems

@@ -111,6 +111,20 @@ def test_what_is_no_such_adapter_is_refused(
         copy_published(find_published(DENSE, str(tmp_path / "in"), "tiny@0"), str(tmp_path / "in"), tmp_path / "out")
 
 
+def test_an_adapter_of_another_base_is_refused_although_it_would_fit(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my-lora"
+    publish(base, folder, density=1.0)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    said = {**written, "base_model_name_or_path": "mistralai/Mistral-7B-v0.1"}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    assert find_published("my-lora", str(tmp_path), "mistral-7b@0").name == "my-lora"
+    with pytest.raises(ValueError, match=r"my-lora was trained on mistralai/Mistral-7B-v0\.1.* not on llama-3-8b"):
+        find_published("my-lora", str(tmp_path), "llama-3-8b@0")
+    publish(base, tmp_path / "LoRI-S_math_mistral7b_rank_32", density=0.1)
+    with pytest.raises(ValueError, match="trained on mistral-7b, as its name says, and not on llama-3-8b"):
+        find_published("LoRI-S_math_mistral7b_rank_32", str(tmp_path), "llama-3-8b@0")
+
+
 def test_the_flow_scores_each_on_its_own_domain_with_the_authors_prompts(
     state_dir: Path, base: Path, adapters: Path
 ) -> None:

@@ -66,7 +66,9 @@ MERGE_WEIGHTS = {"lori-d": {3: 0.5, 4: 0.4}, "lori-s": {3: 0.4, 4: 0.3}}
 
 
 def recipe(source: str, rank: int, domain_name: str, method_name: str) -> Recipe:
-    """The paper's recipe, or the rule's. `source` is the base's folder or hub id.
+    """The paper's recipe, or the rule's.
+
+    `source` is a row of `BASE_MODELS`, a folder or a hub id; a revision may follow.
 
     Raises:
         ValueError: for an unknown method, or one without a learning rate.
@@ -74,8 +76,8 @@ def recipe(source: str, rank: int, domain_name: str, method_name: str) -> Recipe
     method(method_name)
     if method_name not in LEARNING_RATES:
         raise ValueError(f"No learning rate for {method_name!r}: see LEARNING_RATES (lori/paper/recipes.py).")
-    last = source.rpartition("/")[2]  # a copy in a folder is called as on the hub
-    row = next((name for name, base in BASE_MODELS.items() if base.source.rpartition("/")[2] == last), "")
+    last = source.partition("@")[0].rpartition("/")[2]  # a row, or a copy in a folder that is called as on the hub
+    row = next((name for name, base in BASE_MODELS.items() if last in (name, base.source.rpartition("/")[2])), "")
     by_rule = Recipe(LEARNING_RATES[method_name], ALPHA_PER_RANK * rank)
     return RECIPES.get((row, rank, domain_name), {}).get(method_name, by_rule)
 
@@ -88,12 +90,13 @@ def merge_weight(method_name: str, num_adapters: int) -> float:
 def paper_config(method_name: str, domain_name: str, base: str, **changes: Any) -> TrainConfig:
     """The recipe at rank 32, with the fields that `changes` gives: for a researcher's own domain, too.
 
-    `base` is what the adapter's files will call the base model; `domain_name` draws A.
+    `base` is what the adapter's files will call the base model; `domain_name` draws A. Of another family than Llama's,
+    give `projections` (`lori.models.base_model(base).projections`).
 
     Raises:
         ValueError: for an unknown method, or a base that is adapted without a learning rate.
     """
-    rank = changes.get("rank", 32)
+    rank = changes.get("rank", 32 * RANK_FACTORS.get(method_name, 1))
     chosen = recipe(base, rank, domain_name, method_name)
     config = TrainConfig(
         base_model=base,

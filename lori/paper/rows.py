@@ -8,6 +8,7 @@ parquet, which says what is a text; JSON and CSV are read here, as it would make
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ Row = dict[str, Any]
 Built = tuple[str, str, Any]  # prompt, response, answer
 Stamps = tuple[tuple[str, int, int], ...]  # path, time of the last change in ns, bytes
 SPLITS = ("train", "test")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def paper_rows(config: DataConfig, data_dir: Path | None) -> list[Example]:
@@ -87,6 +89,8 @@ def source_rows(source: Source, prompt_style: str, data_dir: Path | None) -> lis
         if built:
             examples.append(Example(f"{group}/{num_rows[group]}", source.name, *built))
         num_rows[group] += 1
+    if not examples:
+        raise DataUnavailable(f"{files_of(source, data_dir)[0]} has no rows. Bring it back, {source.instead}.")
     if data_dir is None and source.num_rows and num_rows.total() not in source.num_rows:
         raise DataUnavailable(
             f"{source.origin} has {num_rows.total()} rows, expected {' or '.join(map(str, source.num_rows))}: it has"
@@ -202,6 +206,8 @@ def _checked(row: Any, source: Source) -> Row:
             raise ValueError(f"it has no column {column!r}, {expected}")
         if not isinstance(row[column], str) and (column, row[column]) != ("input", None):
             raise ValueError(f"{column} is {row[column]!r}, expected a text")
+        if SURROGATE.search(row[column] or ""):
+            raise ValueError(f"{column} is {row[column]!r}, which holds half a character")
     return row
 
 
@@ -214,7 +220,7 @@ def _read_json(path: Path, _source: Source) -> list[Any]:
 
 def _read_json_lines(path: Path, _source: Source) -> Iterator[Any]:
     with path.open("rb") as file:
-        for index, line in enumerate(file):
+        for index, line in enumerate(line for line in file if line.strip()):
             try:
                 yield json.loads(line)
             except ValueError as error:

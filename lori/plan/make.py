@@ -126,7 +126,7 @@ def _evaluation_changes(
     while size > cell.config.num_samples:
         size //= 2
         changed = replace(cell, config=replace(cell.config, batch_size=size))
-        yield f"an evaluation batch_size of {size} (other results: it moves their last bits)", changed, place
+        yield f"eval_batch_size={size} (other results: it moves their last bits)", changed, place
 
 
 def _training_changes(cell: PlannedCell, study: Study, place: Place) -> Iterator[tuple[str, PlannedCell, Place]]:
@@ -141,7 +141,7 @@ def _training_changes(cell: PlannedCell, study: Study, place: Place) -> Iterator
     for num_gpus, checkpointing, size in product(numbers, sorted({runtime.gradient_checkpointing, True}), sizes):
         changed = replace(runtime, micro_batch_tokens=size, gradient_checkpointing=checkpointing)
         words = [
-            f"num_gpus={num_gpus}" if num_gpus != place.num_gpus else "",
+            f"num_gpus={num_gpus} (torchrun: a flow run trains on one)" if num_gpus != place.num_gpus else "",
             "gradient_checkpointing" if checkpointing != runtime.gradient_checkpointing else "",
             f"micro_batch_tokens={size}" if size != sizes[0] else "",
         ]

@@ -107,7 +107,7 @@ def _notes(plan: Plan) -> list[str]:
     gpu, host = GPUS[plan.place.gpu], max((row.host_bytes for row in plan.rows), default=0)
     notes = [
         "GB are 10⁹ bytes. Trainable parameters, tokens to train on and adapter files (without their headers) are"
-        " exact.",
+        " exact. What another cell reads lies once more in the cache of the machine that reads it.",
         "Peaks follow from the shapes of the largest micro-batch or batch of prompts, all parts at once. Of a GPU"
         f" {USABLE_SHARE:.0%} is taken as usable: an assumption about CUDA's context and the allocator.",
         f"Hours assume {ASSUMED_UTILISATION:.0%} of {gpu.bf16_flops / 1e12:,.3g} TFLOP/s in bf16 or"

@@ -69,8 +69,10 @@ def _check_same_bytes(model: LoggedModel, stored: Content, content: Content) -> 
     if stored.sha256 != content.sha256:
         raise RuntimeError(
             f"The model {model.name} of key {model.tags[KEY_TAG]} is in MLflow ({model.model_uri}) with other bytes:"
-            f" digest {stored.sha256[:12]}…, now {content.sha256[:12]}…. Either the step is not deterministic, or its"
-            " numbers changed: then raise its version in tasks/steps.py. To replace the model, delete it and rerun."
+            f" digest {stored.sha256[:12]}…, now {content.sha256[:12]}…. Another kind of"
+            " device, or other `hardware`, computes other last bits: then the one in MLflow is as good; to replace it,"
+            " delete it and rerun. Else the step is not deterministic, or its numbers changed: then raise its version"
+            " in tasks/steps.py."
         )
 
 
