@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_docs import readme_example
+from test_docs import example_in
 from train_worker import fit
 
 from lori.models import SCALE_MODEL_DIR
@@ -18,7 +18,7 @@ from lori.models import SCALE_MODEL_DIR
 def two_processes(tmp_path_factory):
     """What `train_worker.py` wrote under torchrun, over gloo."""
     out = tmp_path_factory.mktemp("two")
-    (out / "example.py").write_text(readme_example())
+    (out / "example.py").write_text(example_in("README.md", "example"))
     (out / "lori").mkdir()
     (out / "lori" / "scale_model").symlink_to(SCALE_MODEL_DIR)  # as in the checkout
     worker = str(Path(__file__).with_name("train_worker.py"))
