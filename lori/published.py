@@ -71,10 +71,9 @@ def copy_published(config: PublishedConfig, adapters_dir: str | None, out: Path)
         ValueError: if the files are damaged, are no LoRA adapter, or others than `config` says; if a mask is of other
             B's; if reading the mask could run code.
     """
-    found = find_published(config.name, adapters_dir, config.base_model)
-    if adapters_dir is not None and found.revision != config.revision:
-        raise ValueError(f"{config.name} in {adapters_dir} is no longer the adapter that was asked for: start again.")
     folder = _files(config.name, config.revision, adapters_dir)
+    if adapters_dir is not None and digest_of(_present(folder)) != config.revision:
+        raise ValueError(f"{config.name} in {adapters_dir} is no longer the adapter that was asked for: start again.")
     with open_adapter(folder) as adapter:
         metrics = _contents(adapter)
         for file in (SETTINGS_FILE, TENSORS_FILE):

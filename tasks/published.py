@@ -1,5 +1,6 @@
 """Take in an adapter that was trained elsewhere, as a logged model like our own."""
 
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from tasks import tracking
 def import_adapter(config: PublishedConfig, *, key: str, runtime: Runtime) -> Handle:
     """The adapter's files and, of the authors' LoRI-D, the mask beside them."""
     method, domain = method_and_domain(config.name)
-    name = config.name.replace("/", "--")
+    name = re.sub(r"[^\w-]", "-", config.name)  # MLflow takes no dot, slash or colon in a model's name
     params = {**asdict(config), "method": method, "domain": domain, "seed": 0}
     tags = {"lori.role": "import", "lori.method": method, "lori.domain": domain}
     with (

@@ -20,7 +20,7 @@ from lori.published import copy_published, find_published, method_and_domain
 from tasks.steps import local_runtime
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-DENSE, SPARSE = "LoRI-D_code_llama3_rank_32", "LoRI-S_math_llama3_rank_32"
+DENSE, SPARSE = "v1.0-LoRI-D_code_llama3_rank_32", "LoRI-S_math_llama3_rank_32"
 
 
 def publish(base: Path, folder: Path, *, density: float) -> dict[str, torch.Tensor]:
