@@ -7,8 +7,8 @@ from typing import Any, cast
 from lori.bubblewrap import check_bubblewrap
 from lori.config import EvalConfig, Hardware, TrainConfig, TrainRuntime
 from lori.data import make_rows
-from lori.models import check_base, check_device, config_of, load_tokenizer
-from lori.paper.rows import check_sources
+from lori.models import check_base, check_device, config_of, context_of, load_tokenizer
+from lori.paper.sources import check_sources
 from lori.plan.costs import GPUS
 from lori.plan.make import Place, Plan, PlannedCell, TokenCounts, count_tokens, make_plan
 from lori.profiles import Profile
@@ -32,8 +32,8 @@ def check_usable(profile: Profile, *, plan_only: bool) -> None:
 
 
 def _check_context(profile: Profile) -> None:
-    """GPT-2's n_positions goes by this name, too; without it there is no limit."""
-    context = getattr(config_of(profile.base_model, profile.models_dir), "max_position_embeddings", None)
+    """Whether the longest row that may be and all that may follow it fit into the base model's context."""
+    context = context_of(config_of(profile.base_model, profile.models_dir))
     for domain in profile.domains:
         config = eval_config(profile, domain)
         if context is not None and config.max_length + config.max_new_tokens > context:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lori.config import EvalConfig
 from lori.data import cut_prompt, encode_prompts
 from lori.domains import Example
-from lori.models import pad_and_eos
+from lori.models import context_of, pad_and_eos
 
 CHECK_EVERY = 4  # tokens; to stop a few tokens late changes no score
 CHECK_GROWTH = 8  # and later every 8th of the length, so that all decoding of a text costs as much as a few of it
@@ -81,8 +81,7 @@ def prepare(
         kept = cut_prompt(tokens, 0, config)
         prompts.append(Prompt(example, kept, is_cut=len(kept) < len(tokens)))
     longest = max(prompts, key=lambda prompt: len(prompt.tokens))
-    # GPT-2's n_positions goes by this name, too. Without it there is no limit (ALiBi).
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model.config)
     if context is not None and len(longest.tokens) + config.max_new_tokens > context:
         raise ValueError(
             f"Row {longest.example.id} has a prompt of {len(longest.tokens)} tokens: with max_new_tokens ="

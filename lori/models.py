@@ -156,6 +156,11 @@ def config_of(name: str, models_dir: str | None = None) -> PreTrainedConfig:
     return config
 
 
+def context_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model can read; GPT-2's n_positions goes by this name, too. None is no limit (ALiBi)."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     """As the paper trains; and what dropout draws would depend on how a batch is cut up."""
     for name, value in config.to_dict().items():
