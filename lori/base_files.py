@@ -16,6 +16,7 @@ from lori.adapters import open_tensors
 
 HUB = "https://huggingface.co"
 SECONDS_TO_ANSWER = 10  # a hub that does not is not there: fetching would try again for a minute
+SERVER_ERROR = 500
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # config, tokenizer and the weights' index; none of sub-folders
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,7 +44,8 @@ def fetch(source: str, revision: str, patterns: list[str], *, skip: str | None =
         HfApi().model_info(source, revision=revision, timeout=SECONDS_TO_ANSWER)
         return Path(snapshot_download(source, **chosen))
     except (OSError, HTTPError) as error:
-        if not isinstance(error, HfHubHTTPError):  # no answer: what was fetched before will do
+        # No answer, or the hub's own trouble: what was fetched before will do
+        if not isinstance(error, HfHubHTTPError) or error.response.status_code >= SERVER_ERROR:
             with suppress(OSError):
                 return Path(snapshot_download(source, **chosen, local_files_only=True))
         raise explained(error, source, revision) from None
