@@ -5,14 +5,14 @@ PROFILE ?= scale
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: paper serve smoke test check scale-model clean
+.PHONY: paper serve smoke test test-crash check scale-model clean
 .DEFAULT_GOAL := paper
 
-paper: .venv/ready  ## servers, worker, every table of the paper; then all is stopped
+paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
 	@echo "The whole paper, profile $(PROFILE): 6 to 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
 	$(BIN)/python -m flows.stack paper --profile $(PROFILE)
 
-serve: .venv/ready  ## servers and worker until Ctrl-C; `make paper` then uses them
+serve: .venv/ready  ## servers and workers until Ctrl-C; `make paper` then uses them
 	$(BIN)/python -m flows.stack serve
 
 smoke: .venv/ready  ## every kind of stage, without a server
@@ -21,8 +21,14 @@ smoke: .venv/ready  ## every kind of stage, without a server
 
 test: .venv/ready
 	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
+	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
 	@echo "All tests: 5 to 8 minutes on 2 cores."
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }
+	@echo "Crash tests, one after the other: up to an hour on 2 cores."
+	$(BIN)/pytest tests/crash --timeout 900
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -18,14 +18,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process, two processes
 
+from lori.adaptation import apply_adapter, attach, save_adapter, sparsify
 from lori.config import MergeConfig
 from lori.data import make_rows, tokenise
 from lori.domains import DOMAINS
 from lori.evaluation import evaluate
+from lori.loading import load_base, load_tokenizer
 from lori.masks import extract_masks
 from lori.merging import merge
-from lori.methods import METHODS, apply_adapter, attach, save_adapter, sparsify
-from lori.models import identity, load_base, load_tokenizer
+from lori.methods import METHODS
+from lori.models import identity
 from lori.profiles import DENSITY, PROFILES
 from lori.recipes import data_config, eval_config, mask_config, train_config
 from lori.training import train

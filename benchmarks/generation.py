@@ -19,7 +19,7 @@ from benchmarks.measure import goal, interleave, ratio, report
 from lori.config import EvalConfig
 from lori.domains import DOMAINS, Example
 from lori.generation import Prompt, complete, prepare
-from lori.models import load_base, load_tokenizer, pad_and_eos
+from lori.loading import load_base, load_tokenizer, pad_and_eos
 from lori.scale_model import rows
 from lori.scoring import SCORERS
 

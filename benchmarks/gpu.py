@@ -19,11 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from benchmarks.loop import nlu_like_rows
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
+from lori.adaptation import attach, sparsify
+from lori.attached import b_shapes
 from lori.config import MaskConfig, TrainRuntime
 from lori.data import Rows, collate
+from lori.loading import load_tokenizer
 from lori.masks import random_masks
-from lori.methods import attach, b_shapes, sparsify
-from lori.models import LLAMA_PROJECTIONS, load_tokenizer
+from lori.models import LLAMA_PROJECTIONS
 from lori.paper.recipes import paper_config
 from lori.training import train
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
+from lori.adaptation import attach, sparsify
+from lori.attached import b_shapes, lora_layers
 from lori.config import MaskConfig, TrainRuntime
 from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
+from lori.loading import load_tokenizer
 from lori.masks import random_masks
-from lori.methods import attach, b_shapes, lora_layers, sparsify
-from lori.models import load_tokenizer
 from lori.paper.recipes import paper_config
 from lori.training import train
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import goal, interleave, ratio, report, saved_bytes
+from lori.adaptation import attach, sparsify
+from lori.attached import b_shapes
 from lori.config import MaskConfig
 from lori.layer import FlatValues, SparseB
 from lori.masks import random_masks
-from lori.methods import attach, b_shapes, sparsify
 from lori.models import LLAMA_PROJECTIONS
 from lori.paper.recipes import paper_config
 from lori.training import clip_each

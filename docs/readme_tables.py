@@ -14,6 +14,7 @@ BENCHMARKS = {
     "loop": "The whole loop",
     "generation": "Completions that stop once their score cannot change",
     "files": "At Llama-3-8B's shapes, rank 32, without the model",
+    "orchestration": "What orchestration costs beside the work",
     "gpu": "Llama-3-8B's shape on a GPU",
     "gpu_toy": "The GPU benchmark at toy size, on the CPU: the code runs, its figures mean nothing",
 }

@@ -5,7 +5,7 @@ from itertools import product
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.study import THREADS, Row, Study, begin, carry_out
+from flows.study import THREADS, Row, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.methods import METHODS
 from lori.recipes import data_config, eval_config, mask_config, train_config
@@ -51,7 +51,7 @@ def single_domain(study: Study) -> list[Row]:
     return rows
 
 
-@flow(name="adapt", flow_run_name="adapt-{profile}", task_runner=THREADS)
+@flow(name="adapt", flow_run_name=run_name, task_runner=THREADS)
 def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     profile: str = "scale",
     base_model: str | None = None,
@@ -65,6 +65,7 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
     plan_only: bool = False,
 ) -> State:
     """Train every method on every domain and score it there. What is left out is the profile's.
@@ -76,16 +77,17 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         methods: Rows of METHODS (lori/methods.py).
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/masks.py).
+        scope: Which entries compete for the mask (lori/scopes.py).
         seeds: One table row is the mean over these.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
     """
     overrides = {"base_model": base_model, "domains": domains, "methods": methods, "seeds": seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "plan_only": plan_only}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope)
     return carry_out(study, single_domain)

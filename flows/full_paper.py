@@ -11,11 +11,11 @@ from prefect.client.schemas.objects import State
 from flows.adapt import single_domain
 from flows.continual import continual_learning
 from flows.merge import merging
-from flows.study import THREADS, begin, carry_out
+from flows.study import THREADS, begin, carry_out, run_name
 from lori.config import Hardware
 
 
-@flow(name="lori", flow_run_name="paper-{profile}", task_runner=THREADS)
+@flow(name="lori", flow_run_name=run_name, task_runner=THREADS)
 def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     profile: str = "scale",
     base_model: str | None = None,
@@ -30,6 +30,7 @@ def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
     plan_only: bool = False,
 ) -> State:
     """Every table of the paper. What is left out is the profile's.
@@ -39,20 +40,21 @@ def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
         domains: Rows of DOMAINS (lori/domains.py).
         methods: Rows of METHODS (lori/methods.py).
-        merge_methods: Rows of MERGE_METHODS (lori/merging.py).
+        merge_methods: Rows of MERGE_METHODS (lori/merge_methods.py).
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/masks.py).
+        scope: Which entries compete for the mask (lori/scopes.py).
         seeds: One table row is the mean over these.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
     """
     overrides = {"base_model": base_model, "domains": domains, "methods": methods, "merge_methods": merge_methods}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "plan_only": plan_only}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, single_domain, merging, continual_learning)
 

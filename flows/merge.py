@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, scores
-from flows.study import THREADS, Row, Study, begin, carry_out
+from flows.study import THREADS, Row, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.recipes import merge_config
 from tasks.cells import merge_adapters
@@ -24,7 +24,7 @@ def merging(study: Study) -> list[Row]:
     return rows
 
 
-@flow(name="merge", flow_run_name="merge-{profile}", task_runner=THREADS)
+@flow(name="merge", flow_run_name=run_name, task_runner=THREADS)
 def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     profile: str = "scale",
     base_model: str | None = None,
@@ -41,6 +41,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
     plan_only: bool = False,
 ) -> State:
     """Merge the adapters of all domains and score each merge on all of them. What is left out is the profile's.
@@ -50,22 +51,23 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
         domains: Rows of DOMAINS (lori/domains.py).
         methods: Rows of METHODS (lori/methods.py) whose adapters are merged.
-        merge_methods: Rows of MERGE_METHODS (lori/merging.py).
+        merge_methods: Rows of MERGE_METHODS (lori/merge_methods.py).
         weights: One per domain, in their order.
         density: Share of entries that magnitude, ties and dare keep.
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/masks.py).
+        scope: Which entries compete for the mask (lori/scopes.py).
         seeds: One table row is the mean over these.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
     """
     overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
     overrides |= {"weights": weights and [float(weight) for weight in weights], "density": density}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "plan_only": plan_only}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, merging)

@@ -1,16 +1,13 @@
-"""Before a study starts: whether its base, rows and sandbox can be used, and what all its cells would take."""
+"""Before a study starts: whether its base, rows, sandbox and hardware can be used, and which cells it has."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from lori import plan
 from lori.bubblewrap import check_bubblewrap
-from lori.config import EvalConfig, Hardware, TrainConfig, TrainRuntime
-from lori.data import make_rows
-from lori.models import check_base, check_device, config_of, context_of, load_tokenizer
+from lori.config import Hardware
+from lori.models import architecture_of, check_device
 from lori.paper.sources import check_sources
-from lori.plan.costs import GPUS
-from lori.plan.make import Place, Plan, PlannedCell, TokenCounts, count_tokens, make_plan
 from lori.profiles import Profile
 from lori.recipes import base_of, eval_config
 from tasks.cells import Future
@@ -24,6 +21,8 @@ def check_usable(profile: Profile, *, plan_only: bool) -> None:
     """
     if base_of(profile).suite == "miniature":
         return
+    from lori.loading import check_base  # with torch: it reads the tokenizer
+
     check_base(profile.base_model, profile.models_dir)
     _check_context(profile)
     check_sources(profile.domains, _data_dir(profile))
@@ -33,7 +32,7 @@ def check_usable(profile: Profile, *, plan_only: bool) -> None:
 
 def _check_context(profile: Profile) -> None:
     """Whether the longest row that may be and all that may follow it fit into the base model's context."""
-    context = context_of(config_of(profile.base_model, profile.models_dir))
+    context = architecture_of(profile.base_model, profile.models_dir).context
     for domain in profile.domains:
         config = eval_config(profile, domain)
         if context is not None and config.max_length + config.max_new_tokens > context:
@@ -43,8 +42,8 @@ def _check_context(profile: Profile) -> None:
             )
 
 
-def check_hardware(hardware: Hardware, device: str, *, plan_only: bool) -> None:
-    """Whether the hardware makes sense, and is there unless it is only planned for.
+def check_hardware(hardware: Hardware, device: str, *, is_here: bool, plan_only: bool) -> None:
+    """Whether the hardware makes sense and, if jobs are computed by this machine (`is_here`), is there.
 
     Raises:
         ValueError: if not, with what to do.
@@ -52,40 +51,15 @@ def check_hardware(hardware: Hardware, device: str, *, plan_only: bool) -> None:
     if min(hardware.num_gpus, hardware.micro_batch_tokens) < 1:
         raise ValueError(f"num_gpus and micro_batch_tokens are 1 or more, not {hardware}.")
     if hardware.gpu is None and plan_only:
-        raise ValueError(f"Name the GPU to plan for, as in hardware={{'gpu': 'h100'}}. Known: {', '.join(GPUS)}.")
-    if plan_only:
-        return
-    if hardware.num_gpus > 1:
-        raise ValueError("A flow run trains on one GPU: num_gpus is for plans, or train with torchrun (README).")
-    check_device(device, hardware.gpu)
+        raise ValueError(f"Name the GPU to plan for, as in hardware={{'gpu': 'h100'}}. Known: {', '.join(plan.GPUS)}.")
+    if is_here:
+        check_device(device, hardware.gpu)
 
 
 def note_cell(*, step: str, name: str, config: Any, inputs: dict[str, Any], place: object) -> Future:  # noqa: ARG001
     """A cell that is planned and not computed, in the place of its future."""
     given = [cell for value in inputs.values() for cell in (value if isinstance(value, list) else [value])]
-    return cast(Future, PlannedCell(step, name, config, tuple(given)))
-
-
-def plan(profile: Profile, hardware: Hardware, cells: Sequence[PlannedCell]) -> Plan:
-    """What `cells` take on `hardware`. Their rows are read and their tokens counted; no weights are."""
-    runtime = TrainRuntime(
-        micro_batch_tokens=hardware.micro_batch_tokens, gradient_checkpointing=hardware.gradient_checkpointing
-    )
-    place = Place(hardware.gpu or "cpu", hardware.num_gpus, runtime)
-    base = config_of(profile.base_model, profile.models_dir)
-    return make_plan(cells, base, _counts(profile, cells), place)
-
-
-def _counts(profile: Profile, cells: Sequence[PlannedCell]) -> dict[Any, TokenCounts]:
-    """Tokens of each dataset as the cells read it: all trainings of a domain tokenise alike, and so do its tests."""
-    tokenizer, counts = load_tokenizer(profile.base_model, profile.models_dir), {}
-    for cell in cells:
-        if isinstance(cell.config, TrainConfig | EvalConfig):
-            dataset = next(given for given in cell.inputs if given.step == "dataset")
-            if dataset.config not in counts:
-                rows = make_rows(dataset.config, _data_dir(profile))
-                counts[dataset.config] = count_tokens(rows, tokenizer, cell.config)
-    return counts
+    return cast(Future, plan.PlannedCell(step, name, config, tuple(given)))
 
 
 def _data_dir(profile: Profile) -> Path | None:

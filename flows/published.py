@@ -4,7 +4,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import scores
-from flows.study import THREADS, Row, Study, begin, carry_out
+from flows.study import THREADS, Row, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.domains import DOMAINS
 from lori.models import identity
@@ -12,7 +12,7 @@ from lori.published import find_published, method_and_domain
 from tasks.cells import import_adapter
 
 
-@flow(name="published", flow_run_name="published-{profile}", task_runner=THREADS)
+@flow(name="published", flow_run_name=run_name, task_runner=THREADS)
 def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     adapters: list[str],
     profile: str = "paper",
@@ -23,6 +23,7 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
     hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
     plan_only: bool = False,
 ) -> State:
     """Score published LoRA adapters, each on its own domain if its name says one, else on all.
@@ -37,6 +38,7 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU and memory (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
     """
     own = {name: method_and_domain(name)[1] for name in adapters}
@@ -44,7 +46,8 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     needed = list(dict.fromkeys(domain for each in wanted.values() for domain in each))
     overrides = {"base_model": base_model, "domains": needed, "prompt_style": prompt_style}
     overrides |= {"data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    study = begin(profile, hardware=hardware, plan_only=plan_only, adapters_dir=adapters_dir, **overrides)
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "adapters_dir": adapters_dir}
+    study = begin(profile, **place, **overrides)
     base = identity(study.profile.base_model, study.profile.models_dir)
     found = [find_published(name, adapters_dir, base) for name in adapters]
 

@@ -1,7 +1,8 @@
-"""The whole paper on one machine: an MLflow server, a Prefect server and a worker, started and stopped together.
+"""The whole paper on one machine: an MLflow server, a Prefect server and workers, started and stopped together.
 
 `python -m flows.stack paper` runs the deployment `lori/full-paper` and stops everything again; `python -m flows.stack
 serve` leaves everything running until Ctrl-C, and `paper` then uses that. All state is in `.lori/` (`LORI_DIR`).
+`LORI_EXECUTOR` is `pool` if it is not set; with `deployment` there is also a worker for the jobs.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from flows.bootstrap import DRIVER_POOL, GPU_POOL
 from flows.services import (
     LOCALHOST,
     MARK,
@@ -33,12 +35,14 @@ from flows.services import (
     sweep,
     wait_until_healthy,
 )
+from tasks import slots
+from tasks.executors import check_executor
 from tasks.steps import state_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
-WORK_POOL = "lori-cpu"
 MIN_FREE_GB = 2
+HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 LOG_PREFIX = re.compile(r"^▪ +[\d:.]+ +\S{12} ")
 NOISE = re.compile(
     r"● |└── (Parameters|Job Variables|Scheduled)|Finished in state (Completed|Cached)\(|Worker '.*' submitting"
@@ -46,7 +50,7 @@ NOISE = re.compile(
 )
 SETTINGS = {
     "DO_NOT_TRACK": "1",
-    "LORI_EXECUTOR": "pool",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     "PREFECT_LOGGING_COLORS": "false",
     "PREFECT_LOGGING_LOG_PRINTS": "true",  # the lines that a flow prints are its progress
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -121,11 +125,13 @@ def _lock(file: IO[str]) -> bool:
 
 @contextmanager
 def started() -> Iterator[tuple[Addresses, list[Service]]]:
-    """Both servers and a worker, with the deployments of prefect.yaml; all ended again, however this is left.
+    """Both servers and the workers, with the deployments of prefect.yaml; all ended again, however this is left.
 
     Raises:
         StackError: if there is no room on the disk, a port is taken, or a service does not start.
+        ValueError: if `LORI_EXECUTOR`, `LORI_WORKERS` or `LORI_GPUS` can't be used.
     """
+    executor = check_executor()
     _check_disk()
     ports = choose_port("LORI_PREFECT_PORT"), choose_port("LORI_MLFLOW_PORT")
     addresses = Addresses(*(f"http://{LOCALHOST}:{port}" for port in ports))
@@ -145,12 +151,12 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
         mlflow = begin("mlflow", "bash", str(ROOT / "mlflow/start.sh"), str(ports[1]), str(state_dir() / "mlflow"))
         prefect = begin("prefect", *PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(ports[0]))
         wait_until_healthy(prefect, f"{addresses.prefect}/api/health")
-        _prefect(env, "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
-        begin("worker", *PREFECT, "worker", "start", "--pool", WORK_POOL, "--name", "local")
-        _prefect(env, "deploy", "--all")
+        _bootstrap(env)
+        for name, options in _workers(executor).items():
+            begin(name, *PREFECT, "worker", "start", "--name", name, *options)
         wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
         yield addresses, running
-        say("Stopping the servers and the worker …")
+        say("Stopping the servers and the workers …")
 
 
 def _check_disk() -> None:
@@ -162,12 +168,20 @@ def _check_disk() -> None:
         )
 
 
-def _prefect(env: dict[str, str], *command: str) -> None:
-    # LORI_HOME is unset, or its value would be written into the deployments: each worker fills in its own
-    unset = {name: value for name, value in env.items() if name != "LORI_HOME"}
-    done = subprocess.run([*PREFECT, *command], cwd=ROOT, env=unset, capture_output=True, text=True, check=False)
+def _bootstrap(env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "flows.bootstrap", "--zombie-seconds", str(3 * HEARTBEAT_SECONDS)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StackError(f"`prefect {' '.join(command)}` failed:\n{done.stdout}{done.stderr}")
+        raise StackError(f"The Prefect server could not be made ready.\n{done.stdout}{done.stderr}")
+
+
+def _workers(executor: str) -> dict[str, list[str]]:
+    """Each worker's name and options: one for flows and, if jobs are flow runs of their own, one for these."""
+    workers = {"worker": ["--pool", DRIVER_POOL]}
+    if executor == "deployment":
+        num_jobs = len(slots.gpu_ids()) or slots.num_workers()
+        workers["gpu-worker"] = ["--pool", GPU_POOL, "--limit", str(num_jobs)]
+    return workers
 
 
 def paper(params: Sequence[str]) -> int:
@@ -243,12 +257,13 @@ def main() -> None:
     parser.add_argument("--profile", default="scale", help="smoke or scale (default)")
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="as in `prefect`")
     options = parser.parse_args()
+    os.environ.setdefault("LORI_EXECUTOR", "pool")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(COMMANDS[options.command]([f"profile={options.profile}", *options.param]))
-    except StackError as error:
+    except (StackError, ValueError) as error:
         sys.exit(f"lori: {error}")
     except KeyboardInterrupt:
         sys.exit(

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +17,14 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
-from flows.planning import check_hardware, check_usable, note_cell, plan
-from lori import recipes
+from flows.planning import check_hardware, check_usable, note_cell
+from lori import plan, recipes
 from lori.config import Handle, Hardware
-from lori.models import split_base
-from lori.plan.make import Plan, PlannedCell
-from lori.plan.make import check as check_plan
-from lori.plan.text import to_markdown as plan_text
-from lori.profiles import PLACES
+from lori.models import identity, split_base
 from tasks import report, tracking
-from tasks.cells import Cells, Future, to_handle
+from tasks.cells import Cells, Future, is_refreshed, to_handle
 from tasks.executors import check_executor, interruptible
-from tasks.steps import local_runtime, state_dir
+from tasks.steps import STEPS, local_runtime, state_dir
 from tasks.tracking.content import locked
 
 # Threads that only wait: how much is computed at once is the executor's business
@@ -65,10 +61,17 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def run_name() -> str:
+    """A flow run's name: what it is about, as in `lori paper mistral-7b`."""
+    about = flow_run.parameters
+    return " ".join(filter(None, [flow_run.flow_name, about["profile"], about.get("base_model")]))
+
+
 def begin(
     profile: str,
     *,
     hardware: Hardware | None = None,
+    refresh: Sequence[str] | None = None,
     plan_only: bool = False,
     adapters_dir: str | None = None,
     **overrides: Any,
@@ -79,33 +82,41 @@ def begin(
         ValueError: for an unknown name, with the known ones; for a base model or rows that can't be used.
         RuntimeError: for what can't be fetched; if programs can't be contained, or MLflow can't be reached.
     """
-    check_executor()
     hardware = hardware or Hardware()
-    check_hardware(hardware, local_runtime().device, plan_only=plan_only)
-    chosen = _placed(profile, overrides)
+    executor = check_executor(1 if plan_only else hardware.num_gpus)
+    runtime = local_runtime()
+    check_hardware(hardware, runtime.device, is_here=executor != "deployment" and not plan_only, plan_only=plan_only)
+    told = _told_places(overrides)
+    places = {"data_dir": runtime.data_dir, "models_dir": runtime.models_dir, **told}
+    chosen = recipes.profile(profile, **{**overrides, **places})
+    check_usable(chosen, plan_only=plan_only)
+    if not plan_only:
+        tracking.ensure_store(runtime.tracking_uri)
+        tracking.close_stale_runs(runtime)
     place = {
-        "data_dir": chosen.data_dir,
-        "models_dir": chosen.models_dir,
+        "experiment": runtime.experiment,
+        "data_dir": told.get("data_dir"),
+        "models_dir": told.get("models_dir"),
         "adapters_dir": adapters_dir,
         "micro_batch_tokens": hardware.micro_batch_tokens,
         "gradient_checkpointing": hardware.gradient_checkpointing,
+        "num_gpus": hardware.num_gpus,
     }
-    study = Study(chosen, hardware, plan_only, Cells(place))
-    check_usable(chosen, plan_only=plan_only)
-    if not plan_only:
-        tracking.ensure_store(local_runtime().tracking_uri)
-    return study
+    return Study(chosen, hardware, plan_only, Cells(place, refresh or ()))
 
 
-def _placed(name: str, overrides: Mapping[str, Any]) -> recipes.Profile:
-    """The profile, with a base model that was named by its folder taken apart into name and place."""
-    defaults = local_runtime()
-    data_dir = overrides.get("data_dir") or defaults.data_dir
-    places = {"data_dir": data_dir and str(Path(data_dir).expanduser().resolve()), "models_dir": defaults.models_dir}
+def _told_places(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Folders that the parameters name, and a base model that was named by its folder taken apart into name and place.
+
+    The other places are each machine's own: where a job is computed, its environment says them.
+    """
+    told = {}
+    if data_dir := overrides.get("data_dir"):
+        told["data_dir"] = str(Path(data_dir).expanduser().resolve())
     if overrides.get("base_model"):
-        base, models_dir = split_base(overrides["base_model"])
-        places |= {"base_model": base, "models_dir": models_dir or defaults.models_dir}
-    return recipes.profile(name, **{**overrides, **places})
+        told["base_model"], models_dir = split_base(overrides["base_model"])
+        told |= {"models_dir": models_dir} if models_dir else {}
+    return told
 
 
 def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
@@ -118,11 +129,13 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
         ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
     """
     started = time.monotonic()
+    noted = _noted(study, stages)
+    _check_refresh(study.cells.refresh, [f"{cell.step} {cell.name}" for cell in noted])
     if study.plan_only or study.hardware.gpu:
-        drawn = _plan(study, stages)
+        drawn = plan.plan_study(study.profile, study.hardware, noted)
         if study.plan_only:
             return _publish_plan(drawn)
-        check_plan(drawn)
+        plan.check(drawn)
     with interruptible():
         rows = [row for stage in stages for row in stage(study)]
         if not rows:
@@ -139,18 +152,26 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
     return Completed(message=summary, data={"computed": progress.computed, "cached": progress.cached})
 
 
-def _plan(study: Study, stages: Sequence[Callable[[Study], list[Row]]]) -> Plan:
-    """What the cells of all stages would take; none is asked for."""
+def _noted(study: Study, stages: Sequence[Callable[[Study], list[Row]]]) -> list[plan.PlannedCell]:
+    """The cells of all stages, none asked for."""
     noted = replace(study, cells=Cells(study.cells.place, submit=note_cell))
     for stage in stages:
         stage(noted)
-    cells = [cast(PlannedCell, cell) for cell in noted.cells.titles]
-    return plan(study.profile, study.hardware, cells)
+    return [cast(plan.PlannedCell, cell) for cell in noted.cells.titles]
 
 
-def _publish_plan(drawn: Plan) -> State:
+def _check_refresh(refresh: Sequence[str], titles: Sequence[str]) -> None:
+    unknown = [asked for asked in refresh if not any(is_refreshed(title, [asked]) for title in titles)]
+    if unknown:
+        raise ValueError(
+            f"refresh names no cell of this study: {', '.join(unknown)}. It takes `all`, a step ({', '.join(STEPS)}),"
+            f" or the first words of a title, such as {titles[0]!r}."
+        )
+
+
+def _publish_plan(drawn: "plan.Plan") -> State:
     """Print the plan and leave it as an artifact of the flow run; `Failed` if a cell can't fit."""
-    markdown = plan_text(drawn)
+    markdown = plan.to_markdown(drawn)
     print(markdown, flush=True)
     create_markdown_artifact(markdown, key="lori-plan", description="What the cells would take")
     if drawn.problems:
@@ -202,10 +223,10 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
         return
     runtime = local_runtime()
     effort = {"wall_seconds": seconds, "num_computed": progress.computed, "num_cached": progress.cached}
-    about = {name: value for name, value in asdict(study.profile).items() if name not in PLACES}
-    settings = {**about, **effort}
+    base = identity(study.profile.base_model, study.profile.models_dir)
+    settings = {**report.study_settings(study.profile, base), **effort}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
-        handle, markdown = write_report(finished, settings)
+        handle, markdown = write_report(finished, settings, is_complete=not progress.failed)
         directory = tracking.fetch(runtime, handle)
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
@@ -223,7 +244,7 @@ def _finished(row: Row) -> Iterator[report.Cell]:
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
-def write_report(cells: list[report.Cell], settings: Mapping[str, Any]) -> tuple[Handle, str]:
+def write_report(cells: list[report.Cell], settings: Mapping[str, Any], *, is_complete: bool) -> tuple[Handle, str]:
     """The tables, from handles alone. Not cached: it says when it was made and how long that took."""
     runtime = local_runtime()
-    return report.write_report(cells, settings=settings, runtime=runtime)
+    return report.write_report(cells, settings=settings, is_complete=is_complete, runtime=runtime)

@@ -1,3 +1,9 @@
+from .adaptation import apply_adapter as apply_adapter
+from .adaptation import attach as attach
+from .adaptation import attach_trained as attach_trained
+from .adaptation import load_adapter as load_adapter
+from .adaptation import save_adapter as save_adapter
+from .adaptation import sparsify as sparsify
 from .compact import expand_compact as expand_compact
 from .compact import save_compact as save_compact
 from .config import MaskConfig as MaskConfig
@@ -10,11 +16,5 @@ from .masks import load_masks as load_masks
 from .masks import random_masks as random_masks
 from .masks import save_masks as save_masks
 from .merging import merge as merge
-from .methods import apply_adapter as apply_adapter
-from .methods import attach as attach
-from .methods import attach_trained as attach_trained
-from .methods import load_adapter as load_adapter
-from .methods import save_adapter as save_adapter
-from .methods import sparsify as sparsify
 from .paper.recipes import paper_config as paper_config
 from .training import train as train

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-TENSORS_FILE, SETTINGS_FILE = "adapter_model.safetensors", "adapter_config.json"
+from lori.files import SETTINGS_FILE, TENSORS_FILE, open_tensors, read_settings
+
 LORA_A, LORA_B = ".lora_A.", ".lora_B."
 PREFIX = "base_model.model."
 METADATA = "lori"  # the key of our JSON in a safetensors header
@@ -138,47 +138,6 @@ def open_adapter(directory: Path) -> Iterator[AdapterFile]:
         if not adapter.modules:
             raise ValueError(f"{directory / TENSORS_FILE} holds no LoRA factors: not an adapter.")
         yield adapter
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """adapter_config.json.
-
-    Raises:
-        ValueError: if it is missing, no JSON, or of another kind of adapter than LoRA.
-    """
-    path = directory / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{directory} is no PEFT adapter: it has no {SETTINGS_FILE}.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings. Save or download the adapter again.")
-    if settings.get("peft_type") == "LORA" and (missing := {"r", "lora_alpha", "target_modules"} - settings.keys()):
-        raise ValueError(
-            f"{path} lacks {', '.join(sorted(missing))}: without it the adapter can't be scaled or placed."
-        )
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{path} is of a {settings.get('peft_type')} adapter; only LORA has the factors A and B.")
-    return settings
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading on the CPU.
-
-    Raises:
-        ValueError: if it is missing, truncated or not safetensors.
-    """
-    try:
-        file = safe_open(str(path), "pt")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist.") from error
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): save or download it again.") from error
-    with file:
-        yield file
 
 
 def write_adapter(

@@ -1,33 +1,26 @@
-"""What a base model's config.json says of it: whether it is a causal LM, and which of its linears get an adapter."""
+"""What a base model's config.json says of it, found from a model without weights."""
 
-import json
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.pytorch_utils import Conv1D
-
-LEAST_SHARE = 0.5  # of the layers' entries in linears: 1 without norms in a dense model, a few percent with experts
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`projections` are suffixes of module names, PEFT's `target_modules`; `num_embeddings` bounds the token ids."""
+    """A causal LM's.
+
+    `projections` are suffixes of module names, PEFT's `target_modules`; `num_embeddings` bounds the token ids;
+    `context` is how many tokens it can read, None without a limit (ALiBi).
+    """
 
     projections: tuple[str, ...]
     num_embeddings: int
+    num_parameters: int
+    context: int | None
 
 
 def architecture(folder: Path) -> Architecture:
-    """The architecture of the config.json in `folder`, from a model without weights.
+    """The architecture of the config.json in `folder`.
 
     Raises:
         ValueError: if it is no causal LM, needs code of its own, is quantised, or has experts that no adapter reaches.
@@ -38,79 +31,6 @@ def architecture(folder: Path) -> Architecture:
 
 @lru_cache
 def _architecture(path: Path, _changed_ns: int) -> Architecture:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(path), trust_remote_code=False)
-        projections = _projections(model, path)
-        try:
-            inject_adapter_in_model(LoraConfig(r=1, target_modules=list(projections)), model)
-        except ValueError as error:
-            raise ValueError(f"{path}: PEFT can't adapt this architecture. {error}") from error
-    embedding = model.get_input_embeddings().weight
-    assert isinstance(embedding, torch.Tensor)
-    return Architecture(projections, len(embedding))
+    from lori.meta_model import read_architecture  # with torch, which the rows of BASE_MODELS do without
 
-
-def _config(path: Path) -> PreTrainedConfig:
-    try:
-        written = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again.") from error
-    name = written.get("model_type")
-    if name not in CONFIG_MAPPING:
-        needs = "needs code of its own, which is never run" if "auto_map" in written else "is unknown to transformers"
-        raise ValueError(f"{path}: the architecture {name!r} {needs}. Choose a base model that transformers knows.")
-    if "quantization_config" in written:
-        raise ValueError(f"{path}: these weights are quantised, and merging needs whole ones: name the original.")
-    config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
-    if not _is_causal(config, written):
-        raise ValueError(
-            f"{path} is of no causal language model but of {', '.join(written.get('architectures') or [name])}:"
-            " choose one that writes from left to right, such as Llama."
-        )
-    return config
-
-
-def _is_causal(config: PreTrainedConfig, written: Mapping[str, Any]) -> bool:
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return False
-    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    # Encoders have a causal class, too: what was saved decides. Of MPT the name's case has changed since
-    saved = written.get("architectures") or [causal.__name__]
-    return any(name == causal.__name__ or name.endswith("ForCausalLM") for name in saved)
-
-
-def _projections(model: PreTrainedModel, path: Path) -> tuple[str, ...]:
-    """The names of all linears inside the decoder's layers: neither the head nor, beside images, another tower."""
-    num_layers = model.config.get_text_config().num_hidden_layers
-    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    layers = [layer for child in lists if len(child) == num_layers for layer in child]
-    inside = {id(module) for layer in layers for module in layer.modules()}
-    modules = dict(model.named_modules())
-    linears = {
-        name: module
-        for name, module in modules.items()
-        if id(module) in inside and isinstance(module, nn.Linear | Conv1D)
-    }
-    num_reached = sum(module.weight.numel() for module in linears.values())
-    num_entries = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-    if not linears or num_reached < LEAST_SHARE * num_entries:
-        raise ValueError(
-            f"{path}: only {num_reached / max(num_entries, 1):.0%} of the layers' weights are linears, as in a mixture"
-            " of experts: no adapter would reach the experts. Choose a dense model."
-        )
-    return _suffixes(linears, modules)
-
-
-def _suffixes(wanted: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
-    """The shortest names that PEFT finds all of `wanted` by, and nothing else of `modules`."""
-    others = [f".{name}" for name in modules if name not in wanted]
-    found: dict[str, bool] = {}  # whether only wanted modules end so
-    for name in wanted:
-        parts = name.split(".")
-        for start in range(len(parts) - 1, -1, -1):
-            suffix = ".".join(parts[start:])
-            if suffix not in found:
-                found[suffix] = not any(other.endswith(f".{suffix}") for other in others)
-            if found[suffix]:
-                break
-    return tuple(suffix for suffix, is_exact in found.items() if is_exact)
+    return read_architecture(path)

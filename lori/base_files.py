@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RemoteEntryNotFoundError
 
-from lori.adapters import open_tensors
+from lori.files import open_tensors
 
 HUB = "https://huggingface.co"
 SECONDS_TO_ANSWER = 10  # a hub that does not is not there: fetching would try again for a minute
@@ -100,7 +100,7 @@ def check_weights(folder: Path, source: str, revision: str | None) -> None:
             " it, and name that folder."
         )
     for path in set(weight_files(folder)).difference(missing):
-        with open_tensors(path):
+        with open_tensors(path, "np"):
             pass
 
 

@@ -20,9 +20,10 @@ from peft import IA3Config, PeftConfig, PeftModel, ShiraConfig, VeraConfig, get_
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lori.adapters import LORA_A, METADATA, SETTINGS_FILE, TENSORS_FILE, digest, open_tensors
+from lori.adapters import LORA_A, METADATA, digest
 from lori.attached import ADAPTER, check_base, set_tensors
 from lori.config import TrainConfig
+from lori.files import SETTINGS_FILE, TENSORS_FILE, open_tensors
 
 # What IA³ scales, by the names that architectures have for it: PEFT's own table has one of keys and values, by model
 KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "query_key_value", "qkv_proj", "c_attn")

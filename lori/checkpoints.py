@@ -27,7 +27,8 @@ class CheckpointEvery(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):  # noqa: ARG002
         """Trainer's, after each step."""
-        control.should_save = state.global_step % self.every == 0
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            control.should_save = True
 
 
 def newest_checkpoint(place: Path, model: nn.Module, rows: Rows, config: TrainConfig) -> str | None:

@@ -134,7 +134,8 @@ class Runtime:
 
     `data_dir` holds the real datasets in their upstream formats (None: the hub), `models_dir` base models in folders,
     `adapters_dir` published adapters (None: the hub). `device` `auto` is the GPU where there is one.
-    `micro_batch_tokens` and `gradient_checkpointing` are `TrainRuntime`'s.
+    `micro_batch_tokens`, `gradient_checkpointing` and `checkpoint_every` are `TrainRuntime`'s. A training takes
+    `num_gpus`. With `refresh` a result is computed although MLflow has it.
     """
 
     tracking_uri: str
@@ -146,6 +147,9 @@ class Runtime:
     adapters_dir: str | None = None
     micro_batch_tokens: int = 4096
     gradient_checkpointing: bool = False
+    checkpoint_every: int = 100
+    num_gpus: int = 1
+    refresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Hardware:
     """What a flow run has to compute with, and how a training is to fit it.
 
     `gpu` is a row of `GPUS` (lori/plan/costs.py): cells that can't fit it are then refused before anything is
-    computed. A plan may be for `num_gpus` that train one adapter together; a flow run itself trains on one.
+    computed. `num_gpus` train one adapter together.
     """
 
     gpu: str | None = None

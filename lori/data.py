@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lori.config import DataConfig, EvalConfig, TrainConfig
 from lori.domains import Example
-from lori.models import pad_and_eos
+from lori.loading import pad_and_eos
 from lori.paper.rows import paper_rows
 from lori.scale_model import rows as miniature_rows
 

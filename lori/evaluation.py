@@ -26,15 +26,29 @@ def evaluate(
         ValueError: as `generation.prepare`.
         RuntimeError: if the rows' programs can't be contained.
     """
+    return rescore(examples, generate(model, tokenizer, examples, config), config.domain)
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvalConfig
+) -> list[dict[str, Any]]:
+    """The records of `evaluate` before they are scored: what takes the time, to be kept before anything goes wrong.
+
+    Raises:
+        ValueError, RuntimeError: as `evaluate`.
+    """
     prompts = prepare(model, tokenizer, examples, config)
     if any(map(needs_sandbox, examples)):
         check_bubblewrap()  # now, and not after hours of generation
     completions = complete(model, tokenizer, prompts, config, SCORERS[config.domain].is_settled)
-    return _scored(config.domain, examples, completions, [prompt.is_cut for prompt in prompts])
+    return [
+        {"id": example.id, "prompt": example.prompt, "prompt_is_cut": prompt.is_cut, "completions": texts}
+        for example, prompt, texts in zip(examples, prompts, completions, strict=True)
+    ]
 
 
 def rescore(examples: Sequence[Example], records: Sequence[Mapping[str, Any]], domain: str) -> Scored:
-    """What `evaluate` gives, from its records and without the model: for a scorer that has changed.
+    """What `evaluate` gives, from its records or those of `generate`, and without the model.
 
     Raises:
         ValueError: if the records are of other rows than `examples`.

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lori.config import EvalConfig
 from lori.data import cut_prompt, encode_prompts
 from lori.domains import Example
-from lori.models import context_of, pad_and_eos
+from lori.loading import context_of, pad_and_eos
 
 CHECK_EVERY = 4  # tokens; to stop a few tokens late changes no score
 CHECK_GROWTH = 8  # and later every 8th of the length, so that all decoding of a text costs as much as a few of it

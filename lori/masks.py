@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,51 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from lori.adapters import (
-    METADATA,
-    check_digests,
-    digest,
-    module_name,
-    open_adapter,
-    open_tensors,
-    write_tensors,
-    written_whole,
-)
+from lori.adapters import METADATA, check_digests, digest, module_name, open_adapter, write_tensors, written_whole
 from lori.config import MaskConfig
+from lori.files import open_tensors
 from lori.layer import projection_a
+from lori.scopes import SCOPES, check_mask_config
 
 MASK_FILE, FORMAT = "lori_mask.safetensors", "lori-mask/1"
-ATTENTION = re.compile(r"attn|attention|(^|\.)[qkvo]_proj$", re.IGNORECASE)
-LAYER = re.compile(r"(.*?\.)?\d+\.")  # up to the first number: an encoder's layer 3 is not the decoder's
 NOT_FINITE = 0x7F80  # the upper half of an fp32 with all exponent bits: infinity, and every NaN above it
-
-
-def _layer(module: str) -> str:
-    found = LAYER.match(module)
-    return found.group() if found else ""
-
-
-# Entries compete for the kept share within a group; a scope says which group a module is in (paper, table of masks).
-SCOPES: dict[str, Callable[[str], str]] = {
-    "model": lambda _module: "",
-    "module": lambda module: "attention" if ATTENTION.search(module) else "mlp",
-    "projection": lambda module: module.rsplit(".", 1)[-1],
-    "layer": _layer,
-    "matrix": lambda module: module,
-}
-
-
-def check_mask_config(config: MaskConfig) -> MaskConfig:
-    """`config` if it can be carried out.
-
-    Raises:
-        ValueError: for an unknown scope, or a sparsity outside [0, 1).
-    """
-    if config.scope not in SCOPES:
-        raise ValueError(f"Unknown scope {config.scope!r}. Known: {', '.join(SCOPES)} (lori/masks.py).")
-    if not 0 <= config.sparsity < 1:
-        raise ValueError(f"sparsity is the share of zeros, 0 <= sparsity < 1 (the paper: 0.9), not {config.sparsity}.")
-    return config
 
 
 def extract_masks(adapter_dir: Path, config: MaskConfig) -> dict[str, Bool[Tensor, "_d_out _rank"]]:

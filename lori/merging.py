@@ -14,97 +14,49 @@ dense updates, where concat and linear are one.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.utils.merge_utils import dare_linear, magnitude_prune, task_arithmetic, ties
+from peft.utils.merge_utils import task_arithmetic
 from torch import Tensor
 
-from lori.adapters import (
-    LORA_A,
-    PREFIX,
-    SETTINGS_FILE,
-    check_digests,
-    open_adapter,
-    read_settings,
-    write_adapter,
-    written_whole,
-)
+from lori.adaptation import apply_adapter
+from lori.adapters import LORA_A, PREFIX, check_digests, open_adapter, write_adapter, written_whole
 from lori.config import MergeConfig
-from lori.methods import apply_adapter
-from lori.models import load_base
+from lori.files import SETTINGS_FILE, read_settings
+from lori.loading import load_base
+from lori.merge_methods import MERGE_METHODS, check_merge_config
 from lori.parts import A, B, Pair, Part, check_directories, factors_of, norm_of, shapes_of
 
 
-@dataclass(frozen=True)
-class MergeMethod:
-    """`tensors` merges the same tensor of every adapter: A's and B's apart, and dense updates.
-
-    `pairs`, if there is one, merges the factors of a module instead: of w s, (a, b) each, a pair of any rank.
-    """
-
-    tensors: Callable[[list[Tensor], Tensor, float], Tensor] | None
-    pairs: Callable[[Sequence[float], Sequence[Pair], int], Pair] | None = None
-
-
-def _weighted_sum(tensors: list[Tensor], weights: Tensor, density: float) -> Tensor:  # noqa: ARG001
+def weighted_sum(tensors: list[Tensor], weights: Tensor, density: float) -> Tensor:  # noqa: ARG001
+    """Σ wᵢ tᵢ."""
     return task_arithmetic(tensors, weights)
 
 
-def _concatenate(scaled: Sequence[float], pairs: Sequence[Pair], rank: int) -> Pair:  # noqa: ARG001
+def concatenate(scaled: Sequence[float], pairs: Sequence[Pair], rank: int) -> Pair:  # noqa: ARG001
     """[w₁s₁A₁; w₂s₂A₂; …] and [B₁ B₂ …]: b @ a is Σ wᵢ sᵢ Bᵢ Aᵢ."""
     a = torch.cat([weight * a for weight, (a, _) in zip(scaled, pairs, strict=True)], dim=0)
     return a, torch.cat([b for _, b in pairs], dim=1)
 
 
-def _truncated_svd(scaled: Sequence[float], pairs: Sequence[Pair], rank: int) -> Pair:
+def truncated_svd(scaled: Sequence[float], pairs: Sequence[Pair], rank: int) -> Pair:
     """The truncated SVD of Σ wᵢ sᵢ Bᵢ Aᵢ without that matrix: QR of the stacked factors, SVD of the small core.
 
     As in PEFT's "svd", the singular values are in B. PEFT decomposes the dense sum, 4 s for one matrix of 1024 × 4096.
     """
-    a, b = _concatenate(scaled, [(a.double(), b.double()) for a, b in pairs], rank)
+    a, b = concatenate(scaled, [(a.double(), b.double()) for a, b in pairs], rank)
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, singular, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return (v[:rank] @ q_a.T).float(), (q_b @ (u[:, :rank] * singular[:rank])).float()
-
-
-MERGE_METHODS = {
-    "concat": MergeMethod(_weighted_sum, pairs=_concatenate),
-    "linear": MergeMethod(_weighted_sum),
-    "svd": MergeMethod(None, pairs=_truncated_svd),
-    "magnitude": MergeMethod(magnitude_prune),
-    "ties": MergeMethod(ties),
-    "dare": MergeMethod(dare_linear),
-}
-
-
-def check_merge_config(config: MergeConfig, num_adapters: int) -> MergeConfig:
-    """`config` if it can be carried out on that many adapters.
-
-    Raises:
-        ValueError: for an unknown method, another number of weights than adapters, a weight that is not finite, or a
-            density outside (0, 1].
-    """
-    if config.method not in MERGE_METHODS:
-        raise ValueError(
-            f"Unknown merge method {config.method!r}. Known: {', '.join(MERGE_METHODS)} (lori/merging.py)."
-        )
-    if num_adapters < 1 or len(config.weights) != num_adapters:
-        raise ValueError(
-            f"{num_adapters} adapters need {num_adapters} weights, not {len(config.weights)}; and at least one."
-        )
-    if not all(math.isfinite(weight) for weight in config.weights):
-        raise ValueError(f"Merge weights are finite, not {config.weights}. Negative ones subtract an update.")
-    if not 0 < config.density <= 1:
-        raise ValueError(f"density is the share kept, 0 < density <= 1, not {config.density}.")
-    return config
 
 
 def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, *, models_dir: str | None = None) -> None:
@@ -139,8 +91,9 @@ def _has_factors(directory: Path) -> bool:
 
 def _seeded(config: MergeConfig, name: str, tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The merge of one tensor; dare's draws depend on the seed and the tensor's name, not on the order of files."""
-    combine = MERGE_METHODS[config.method].tensors
-    assert combine is not None
+    function = MERGE_METHODS[config.method].tensors
+    assert function is not None
+    combine = resolve_name(function)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random.Random(f"{config.seed}/{name}").getrandbits(63))
         return combine(list(tensors), weights, config.density)
@@ -203,7 +156,8 @@ def _check_parts(parts: Sequence[Part], config: MergeConfig) -> dict[str, tuple[
 
 def _merged(parts: Sequence[Part], config: MergeConfig, modules: Sequence[str], rank: int) -> Iterator[Tensor]:
     """A and B of each module in turn, filled up with zeros to `rank`."""
-    pairs_of = MERGE_METHODS[config.method].pairs
+    function = MERGE_METHODS[config.method].pairs
+    pairs_of = resolve_name(function) if function else None
     for module in modules:
         having = [part for part in parts if module in part.shapes]
         scaled = [part.weight * part.adapter.scaling(module) for part in having]

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
 
-from lori.adapters import LORA_A, LORA_B, PREFIX, SETTINGS_FILE, AdapterFile, open_tensors, read_settings
+from lori.adapters import LORA_A, LORA_B, PREFIX, AdapterFile
+from lori.files import SETTINGS_FILE, open_tensors, read_settings
 
 A, B = f"{LORA_A}weight", f"{LORA_B}weight"
 Pair = tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]  # a, b

@@ -12,14 +12,14 @@ from typing import Any
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
 from lori.domains import DOMAINS, domain
-from lori.masks import check_mask_config
-from lori.merging import check_merge_config
+from lori.merge_methods import check_merge_config
 from lori.methods import method
 from lori.models import BaseModel, base_model, identity
 from lori.paper.prompts import check_prompt_style
 from lori.paper.recipes import ALPHA_PER_RANK, RANK_FACTORS, Recipe, merge_weight, recipe
 from lori.paper.rows import with_digest
 from lori.profiles import PROFILES, Profile
+from lori.scopes import check_mask_config
 
 # The scale model's: chosen on the validation split, from as many candidates for every method (choose_recipe.py)
 LEARNING_RATES = {"base": 0.0, "full": 0.00025, "lora": 0.002, "dora": 0.002, "lori-d": 0.01, "lori-s": 0.04}

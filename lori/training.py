@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,20 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import SchedulerType
 
-from lori.adapters import TENSORS_FILE
 from lori.attached import adapter_tensors, lora_layers
 from lori.checkpoints import CheckpointEvery, newest_checkpoint
 from lori.config import TrainConfig, TrainRuntime
 from lori.data import IGNORED, Rows, collate, plan_micro_batches, plan_steps
+from lori.files import TENSORS_FILE
 from lori.layer import FlatValues, SparseB
+from lori.loading import pad_and_eos
 from lori.methods import method
-from lori.models import pad_and_eos
 from lori.optimizer import adamw, clip_each, preconditioners
 
 
@@ -194,11 +197,13 @@ def train(
     *,
     tokenizer: PreTrainedTokenizerBase,
     runtime: TrainRuntime | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, int | float]]:
     """Train `model` in place on tokenised `rows`; the training curve, one point a step.
 
     Constant learning rate, no warm-up; the last, partial batch trains too (the authors drop it). Interrupted and run
     again with the same `runtime.checkpoint_dir`, it ends with the same bits. Under torchrun every process calls this.
+    `callbacks` are called as transformers' Trainer does, after a checkpoint is whole.
     torch's random generator is seeded with `config.seed`.
 
     Raises:
@@ -225,7 +230,7 @@ def train(
             pad_token_id=pad,
             micro_batch_tokens=runtime.micro_batch_tokens,
             args=arguments,
-            callbacks=[CheckpointEvery(runtime.checkpoint_every)] if runtime.checkpoint_dir else [],
+            callbacks=[*([CheckpointEvery(runtime.checkpoint_every)] if runtime.checkpoint_dir else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)  # the curve is returned, not printed
         base: Any = model  # or the adapted base inside, to which PEFT passes on
@@ -240,7 +245,7 @@ def train(
             if runtime.gradient_checkpointing:
                 base.activation_checkpointing_disable()
             model.train(was_training)
-    return _curve(trainer)
+    return curve_of(trainer.state)
 
 
 def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
@@ -260,7 +265,8 @@ def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
         raise ValueError(f"{config.method} trains inside a mask: give the model one first (lori.sparsify).")
 
 
-def _curve(trainer: LoriTrainer) -> list[dict[str, int | float]]:
+def curve_of(state: TrainerState) -> list[dict[str, int | float]]:
+    """The training curve so far, one point a step: what `train` returns at its end."""
     return [
         {
             "step": entry["step"],
@@ -269,7 +275,7 @@ def _curve(trainer: LoriTrainer) -> list[dict[str, int | float]]:
             "train/learning_rate": entry["learning_rate"],
             "train/gradient_norm": entry["gradient_norm"],
         }
-        for entry in trainer.state.log_history
+        for entry in state.log_history
         if "loss" in entry
     ]
 

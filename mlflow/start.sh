@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# A local MLflow server on SQLite, for one machine: ./mlflow/start.sh [port] [directory]
+# An MLflow server: ./mlflow/start.sh [port] [directory]. On SQLite, for one machine, unless MLflow's own variables
+# say otherwise: MLFLOW_BACKEND_STORE_URI, MLFLOW_ARTIFACTS_DESTINATION, MLFLOW_HOST.
 set -euo pipefail
 port=${1:-5000}
 store=$(mkdir -p "${2:-.lori/mlflow}" && cd "${2:-.lori/mlflow}" && pwd)
-database="sqlite:///$store/mlflow.db"  # three slashes and an absolute path
+export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$store/mlflow.db}  # three slashes and an absolute path
+export MLFLOW_ARTIFACTS_DESTINATION=${MLFLOW_ARTIFACTS_DESTINATION:-$store/artifacts}
+export MLFLOW_HOST=${MLFLOW_HOST:-127.0.0.1}
 
 export MLFLOW_DISABLE_TELEMETRY=true              # the literal: MLflow does not take 1
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false   # the job runner would take 2.4 GB that nothing here uses
 
 # Tables before the first client: several that make them at once break each other
-mlflow db upgrade "$database"
-echo "MLflow: http://127.0.0.1:$port/#/experiments?workflowType=machine_learning"
-echo "Use it: export MLFLOW_TRACKING_URI=http://127.0.0.1:$port"
-exec mlflow server --backend-store-uri "$database" --artifacts-destination "$store/artifacts" \
-  --host 127.0.0.1 --port "$port" --workers 1
+mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"
+echo "MLflow: http://$MLFLOW_HOST:$port/#/experiments?workflowType=machine_learning"
+echo "Use it: export MLFLOW_TRACKING_URI=http://$MLFLOW_HOST:$port"
+exec mlflow server --port "$port" --workers 1

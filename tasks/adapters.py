@@ -2,20 +2,25 @@
 
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from lori.adaptation import attach, attach_trained, num_trainable, save_adapter, sparsify
 from lori.config import Handle, MergeConfig, Runtime, TrainConfig, TrainRuntime
 from lori.data import load_rows, tokenise
+from lori.loading import load_base, load_tokenizer
 from lori.masks import load_masks
 from lori.merging import merge
-from lori.methods import attach, attach_trained, method, num_trainable, save_adapter, sparsify
-from lori.models import load_base, load_tokenizer
+from lori.methods import method
 from lori.training import train
-from tasks import tracking
+from tasks import draining, tracking
+from tasks.checkpoints import Watch, forget, restore, work_dir
 from tasks.data import ROWS_FILE
+from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir
+
+CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 
 
 def train_adapter(
@@ -29,12 +34,19 @@ def train_adapter(
 ) -> Handle:
     """One trained adapter as a logged model, its curve as the run's metrics. `base` trains nothing.
 
+    It goes on from the newest checkpoint that an attempt on any machine left. Under torchrun every process calls this;
+    the first one alone talks to MLflow, and what the others return is nobody's.
+
     Raises:
         ValueError: if the method needs a mask and there is none, or the other way round.
     """
     if (method(config.method).mask_from is None) != (mask is None):
         raise ValueError(f"Method {config.method!r} and mask {mask and mask.name} do not go together.")
     name = _train_name(config, start_from)
+    training = Training(config, name, key, dataset, mask, start_from)
+    if not IS_FIRST:
+        _train(training, None, state_dir() / "work" / key, runtime)
+        return Handle("adapter", key, name, "", "", "")
     params = {**asdict(config), **_origin(mask, start_from)}
     tags = {
         "lori.role": "train",
@@ -42,33 +54,44 @@ def train_adapter(
         "lori.domain": config.domain,
         "lori.seed": str(config.seed),
     }
-    with (
-        tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
-        tempfile.TemporaryDirectory() as scratch,
-    ):
-        curve, metrics = _train(
-            config, Path(scratch), dataset=dataset, mask=mask, start_from=start_from, runtime=runtime
-        )
-        uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
+    with work_dir(key) as work, tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id:
+        if not runtime.refresh and (found := tracking.find_handle(runtime, key)):
+            return found  # of another process, which had the work directory before
+        restore(runtime, run_id, work / CHECKPOINTS)
+        curve, metrics = _train(training, run_id, work, runtime)
+        uri, sha256 = tracking.log_model(runtime, run_id, key, work / OUT, kind="adapter", name=name, params=params)
         tracking.log_curve(runtime, run_id, curve)
         tracking.log_metrics(runtime, run_id, metrics)
         tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from) if handle])
+        forget(runtime, run_id, work)
     return Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and on what."""
+
+    config: TrainConfig
+    name: str
+    key: str
+    dataset: Handle
+    mask: Handle | None
+    start_from: Handle | None
+
+
 def _train(
-    config: TrainConfig,
-    out: Path,
-    *,
-    dataset: Handle,
-    mask: Handle | None,
-    start_from: Handle | None,
-    runtime: Runtime,
+    training: Training, run_id: str | None, work: Path, runtime: Runtime
 ) -> tuple[list[dict[str, int | float]], dict[str, float]]:
+    """Train into `work/adapter`; the curve and the run's metrics."""
+    config, mask, start_from = training.config, training.mask, training.start_from
     torch.manual_seed(config.seed)
-    # What trains itself keeps its weights in fp32 and computes in `dtype`
-    dtype = "float32" if method(config.method).kind == "full" else config.dtype
-    base = load_base(config.base_model, runtime.device, models_dir=runtime.models_dir, dtype=dtype)
+    is_full = method(config.method).kind == "full"
+    # What trains itself keeps its weights in fp32 and computes in `dtype`; and it is whole on each process
+    place = {
+        "num_shards": 1 if is_full or not IS_ONE_OF_SEVERAL else runtime.num_gpus,
+        "models_dir": runtime.models_dir,
+    }
+    base = load_base(config.base_model, runtime.device, **place, dtype="float32" if is_full else config.dtype)
     first_dir = tracking.fetch(runtime, start_from) if start_from else None
     model = attach_trained(base, first_dir, config) if first_dir else attach(base, config)
     if mask:
@@ -76,19 +99,30 @@ def _train(
     started, curve = time.monotonic(), []
     if method(config.method).kind != "none":
         tokenizer = load_tokenizer(config.base_model, runtime.models_dir)
-        examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
+        examples = load_rows(tracking.fetch(runtime, training.dataset) / ROWS_FILE)
         rows = tokenise([example.pair for example in examples], tokenizer, config)
-        place = TrainRuntime(
-            micro_batch_tokens=runtime.micro_batch_tokens, gradient_checkpointing=runtime.gradient_checkpointing
-        )
-        curve = train(model, rows, config, tokenizer=tokenizer, runtime=place)
+        watch = Watch(runtime, run_id, work / CHECKPOINTS, f"train {training.name}")
+        with draining.at_step_end():
+            curve = train(
+                model, rows, config, tokenizer=tokenizer, runtime=_train_runtime(work, runtime), callbacks=[watch]
+            )
     metrics = {
         "num_trainable": float(num_trainable(model)),
         "train_seconds": time.monotonic() - started,
         **({"final_loss": curve[-1]["train/loss"]} if curve else {}),
     }
-    save_adapter(model, out, config)
+    (work / OUT).mkdir(parents=True, exist_ok=True)  # `base` has no files
+    save_adapter(model, work / OUT, config)
     return curve, metrics
+
+
+def _train_runtime(work: Path, runtime: Runtime) -> TrainRuntime:
+    return TrainRuntime(
+        micro_batch_tokens=runtime.micro_batch_tokens,
+        gradient_checkpointing=runtime.gradient_checkpointing,
+        checkpoint_dir=str(work / CHECKPOINTS),
+        checkpoint_every=runtime.checkpoint_every,
+    )
 
 
 def _train_name(config: TrainConfig, start_from: Handle | None) -> str:

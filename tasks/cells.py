@@ -4,7 +4,7 @@ The cache key is the job's key, so that Prefect, MLflow and the local cache name
 believed only if its artifact is still there; two runs that want the same cell at the same time compute it once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,15 +21,16 @@ from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig,
 from tasks import tracking
 from tasks.executors import execute
 from tasks.locks import FlockLocks
-from tasks.steps import STEPS, Job, JobCrashed, job_key, local_runtime
+from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_key
 
 Future = PrefectFuture[dict[str, Any]]
-RETRY_SECONDS = [1.0, 10.0]  # after the first and the second crash
+RETRY_SECONDS = [1.0, 10.0, 60.0, 300.0]  # after each crash
 
 
-def submit_task(*, step: str, **arguments: Any) -> Future:
+def submit_task(*, step: str, place: Mapping[str, Any], **arguments: Any) -> Future:
     """The cell as a task of the running flow."""
-    return TASKS[step].submit(step=step, **arguments)
+    table = REFRESHING if place.get("refresh") else TASKS
+    return table[step].submit(step=step, place=place, **arguments)
 
 
 @dataclass
@@ -37,10 +38,12 @@ class Cells:
     """What one flow run asked for. Asked for twice, a cell is the same future.
 
     `place` is what `local_runtime` is told of where to compute, `submit` is how a cell is asked for. `titles` and
-    `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`.
+    `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`. Cells whose title starts
+    with one of `refresh` are computed although they are there.
     """
 
     place: Mapping[str, Any] = field(default_factory=dict)
+    refresh: Sequence[str] = ()
     submit: Callable[..., Future] = submit_task
     futures: dict[tuple[Any, ...], Future] = field(default_factory=dict)
     titles: dict[Future, str] = field(default_factory=dict)
@@ -87,9 +90,17 @@ def _ask(cells: Cells, step: str, name: str, config: Any, **inputs: Future | lis
     given = {role: value for role, value in inputs.items() if value is not None}
     asked = (step, config, *((role, tuple(v) if isinstance(v, list) else v) for role, v in given.items()))
     if asked not in cells.futures:
-        future = cells.submit(step=step, name=name, config=config, inputs=given, place=cells.place)
-        cells.futures[asked], cells.titles[future], cells.names[future] = future, f"{step} {name}", name
+        title = f"{step} {name}"
+        place = {**cells.place, "refresh": is_refreshed(title, cells.refresh)}
+        future = cells.submit(step=step, name=name, config=config, inputs=given, place=place)
+        cells.futures[asked], cells.titles[future], cells.names[future] = future, title, name
     return cells.futures[asked]
+
+
+def is_refreshed(title: str, refresh: Sequence[str]) -> bool:
+    """Whether `all`, a step or the first words of a title ask for the cell to be computed again."""
+    words = title.split()
+    return any(asked == "all" or words[: len(asked.split())] == asked.split() for asked in refresh)
 
 
 def to_handle(record: Mapping[str, Any]) -> Handle:
@@ -99,7 +110,7 @@ def to_handle(record: Mapping[str, Any]) -> Handle:
 
 def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]) -> Job:
     handles = {role: [*map(to_handle, v)] if isinstance(v, list) else to_handle(v) for role, v in inputs.items()}
-    return Job(step, name, config, handles, local_runtime(**place))
+    return Job(step, name, config, handles, place)
 
 
 @dataclass
@@ -155,8 +166,14 @@ def _is_crash(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
 )
 def compute(step: str, name: str, config: Any, inputs: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
     """Have one cell computed; its record."""
-    done = execute(_job(step, name, config, inputs, place))
+    job = _job(step, name, config, inputs, place)
+    try:
+        done = execute(job)
+    except (JobCrashed, JobCancelled):
+        tracking.close_run_of(job.runtime, job_key(job))
+        raise
     return {"handle": asdict(done.handle), "seconds": done.seconds}
 
 
 TASKS = {step: compute.with_options(name=step) for step in STEPS}
+REFRESHING = {step: cached.with_options(refresh_cache=True) for step, cached in TASKS.items()}

@@ -2,31 +2,63 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from lori.adaptation import apply_adapter
 from lori.config import EvalConfig, Handle, Runtime
 from lori.data import load_rows
-from lori.evaluation import evaluate as score
-from lori.methods import apply_adapter
-from lori.models import load_base, load_tokenizer
+from lori.domains import Example
+from lori.evaluation import generate, rescore
+from lori.loading import load_base, load_tokenizer
 from tasks import tracking
 from tasks.data import ROWS_FILE
 
+UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
+GENERATIONS = "generations.jsonl"
+
 
 def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, runtime: Runtime) -> Handle:
-    """The domain's metrics of `adapter`; every completion is kept beside them."""
+    """The domain's metrics of `adapter`; every completion is kept beside them.
+
+    Completions are stored before they are scored: an attempt after one that did not end scores those.
+    """
+    name, place = f"{adapter.name} on {config.domain}", f"{config.domain}-{key[-8:]}"
+    examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
+    unscored = None if runtime.refresh else tracking.find_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
+    if unscored:
+        records = _read(unscored)
+    else:
+        records = _generate(config, examples, adapter=adapter, runtime=runtime)
+        with _written(records) as directory:
+            tracking.log_directory(runtime, adapter.run_id, directory, f"{UNSCORED}/{place}")
+    metrics, records = rescore(examples, records, config.domain)
+    with _written(records) as directory:
+        (directory / "metrics.json").write_text(json.dumps({"config": asdict(config), "metrics": metrics}, indent=2))
+        uri, sha256 = tracking.log_directory(runtime, adapter.run_id, directory, f"scores/{place}")
+    tracking.log_metrics(runtime, adapter.run_id, metrics)
+    tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
+    return Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
+
+
+def _generate(
+    config: EvalConfig, examples: list[Example], *, adapter: Handle, runtime: Runtime
+) -> list[dict[str, Any]]:
     base = adapter.config["base_model"]
     model = load_base(base, runtime.device, models_dir=runtime.models_dir, dtype=config.dtype)
     model = apply_adapter(model, tracking.fetch(runtime, adapter))
-    examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
-    metrics, records = score(model, load_tokenizer(base, runtime.models_dir), examples, config)
+    return generate(model, load_tokenizer(base, runtime.models_dir), examples, config)
+
+
+@contextmanager
+def _written(records: list[dict[str, Any]]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
-        summary = json.dumps({"config": asdict(config), "metrics": metrics}, indent=2)
-        (Path(scratch) / "metrics.json").write_text(summary)
-        (Path(scratch) / "generations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        place = f"scores/{config.domain}-{key[-8:]}"
-        uri, sha256 = tracking.log_directory(runtime, adapter.run_id, Path(scratch), place)
-    tracking.log_metrics(runtime, adapter.run_id, metrics)
-    name = f"{adapter.name} on {config.domain}"
-    return Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
+        (Path(scratch) / GENERATIONS).write_text("".join(json.dumps(record) + "\n" for record in records))
+        yield Path(scratch)
+
+
+def _read(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / GENERATIONS).read_text().splitlines()]

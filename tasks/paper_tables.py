@@ -10,7 +10,8 @@ from tasks.tables import Estimate, Table, Value, combine, mean_of
 
 OVER_REFUSAL = "safety/over_refusal_rate"
 REFERENCE = "lora"  # the method whose number of trainable entries is 100 %
-NO_MERGE = "none (an adapter each)"
+UNMERGED = "none"
+NO_MERGE = f"{UNMERGED} (an adapter each)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ def _mean_estimate(seeds: Seeds, metrics: Sequence[str]) -> Estimate | None:
         return None
     means = [mean_of([(found[metric], found[f"{metric}_se"]) for metric in metrics]) for found in complete]
     return combine([mean for mean, _ in means], [error for _, error in means])
+
+
+def headline_means(cells: Sequence[Cell]) -> dict[tuple[str, str], Estimate]:
+    """By method and merge, `UNMERGED` for an adapter each: the mean over domains of their headline metrics."""
+    means: dict[tuple[str, str], Estimate] = {}
+    for table in ("single", "merging"):
+        chosen = of_table(cells, table)
+        headlines = [metric for metric in _metric_columns(chosen) if metric != OVER_REFUSAL]
+        labels = ("method", "merge") if table == "merging" else ("method",)
+        for group_labels, group in _group(chosen, *labels).items():
+            if estimate := _mean_estimate(_by_seed(group), headlines):
+                method, merge = (*group_labels, UNMERGED)[:2]
+                means[method, merge] = estimate
+    return means
 
 
 def _metric_columns(cells: Sequence[Cell]) -> dict[str, str]:

@@ -12,18 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
 
-from lori.config import Handle
-from tasks.steps import COMPUTE_SETTINGS, STEPS, Job, JobCancelled, JobCrashed, JobFailed, run_step
+from tasks.answers import Computed, answer, end_with_parent, read_answer
+from tasks.steps import COMPUTE_SETTINGS, STEPS, Job, JobCancelled, JobCrashed, job_from_json, job_to_json
 
 ROOT = Path(__file__).resolve().parents[1]
-WATCH_SECONDS = 0.5  # a worker looks this often whether its driver is still there
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Pool:
     closed: bool = False
 
 
-def run(pool: Pool, job: Job) -> tuple[Handle, float]:
-    """Wait for a free worker, lower `turn` first, and have it compute `job`: the result and its seconds.
+def run(pool: Pool, job: Job) -> Computed:
+    """Wait for a free worker, lower `turn` first, and have it compute `job`.
 
     Raises:
         JobFailed: if the step raised. JobCrashed: if the worker died. JobCancelled: if the pool was closed.
@@ -55,8 +53,8 @@ def run(pool: Pool, job: Job) -> tuple[Handle, float]:
     worker = _acquire(pool, job)
     alive: Worker | None = None
     try:
-        worker.connection.send(job)
-        answer = worker.connection.recv()
+        worker.connection.send_bytes(job_to_json(job).encode())
+        answer = worker.connection.recv_bytes()
         alive = worker
     except (EOFError, OSError) as error:
         if pool.closed:
@@ -64,9 +62,7 @@ def run(pool: Pool, job: Job) -> tuple[Handle, float]:
         raise JobCrashed(f"{job.step} {job.name}: {_cause_of_death(worker)}") from error
     finally:
         _release(pool, worker, slot=alive)
-    if isinstance(answer, JobFailed):
-        raise answer
-    return answer
+    return read_answer(answer)
 
 
 def _acquire(pool: Pool, job: Job) -> Worker:
@@ -163,24 +159,10 @@ def serve(connection: Connection) -> None:
         resolve_name(step.body)
     while True:
         try:
-            job = connection.recv()
+            job = job_from_json(connection.recv_bytes().decode())
         except EOFError:
             return
-        connection.send(_answer(job))
-
-
-def _answer(job: Job) -> tuple[Handle, float] | JobFailed:
-    started = time.perf_counter()
-    try:
-        return run_step(job), time.perf_counter() - started
-    except JobFailed as failure:
-        return failure
-
-
-def _end_with_driver(driver: int) -> None:
-    while os.getppid() == driver:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
+        connection.send_bytes(answer(job))
 
 
 def main() -> None:
@@ -188,7 +170,7 @@ def main() -> None:
     descriptor, driver = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends its workers
-    threading.Thread(target=_end_with_driver, args=(driver,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(driver,), daemon=True).start()
     serve(Connection(descriptor))
 
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lori.config import Handle, PublishedConfig, Runtime
-from lori.published import copy_published, method_and_domain
+from lori.copying import copy_published
+from lori.published import method_and_domain
 from tasks import tracking
 
 

@@ -3,21 +3,27 @@
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from lori.config import Handle, Runtime, canonical, step_key
+from lori.profiles import PLACES, Profile
 from tasks import tracking
-from tasks.paper_tables import TABLES, Cell, all_metrics, of_table
+from tasks.comparison import comparison_table, to_metrics
+from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.tables import Table, Value, to_csv, to_markdown
+from tasks.tracking.reports import Report, as_texts, find_reports
 
-__all__ = ["Cell", "write_report"]
+__all__ = ["Cell", "study_settings", "write_report"]
 
 VERSION = 1
 EFFORT = ("wall_seconds", "num_computed", "num_cached")  # settings that are no part of what a report is about
 RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
+INCOMPLETE = "**Some cells failed: their rows are missing.**"
+COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
 ± is one standard error. For one seed: that of sampling the test questions. For n seeds: √(s²/n + mean of the seeds'
@@ -26,24 +32,41 @@ the sampling part does not shrink with n). A mean over domains is of their own m
 over-refusal, and takes their test sets as independent."""
 
 
-def write_report(cells: Sequence[Cell], *, settings: Mapping[str, Any], runtime: Runtime) -> tuple[Handle, str]:
+def study_settings(profile: Profile, base_model: str) -> dict[str, Any]:
+    """What a study is about, whatever machine it is on: the profile, with the identity of the base model."""
+    return {**{n: value for n, value in asdict(profile).items() if n not in PLACES}, "base_model": base_model}
+
+
+def write_report(
+    cells: Sequence[Cell], *, settings: Mapping[str, Any], is_complete: bool, runtime: Runtime
+) -> tuple[Handle, str]:
     """The report of `cells` as a run of its own, and its Markdown.
 
-    The same settings and tables find the same run again and replace its files. `settings` are shown as they are;
-    those in `EFFORT` say what the flow run took, and are no part of the report's identity.
+    The same settings and tables find the same run again and replace its files. `settings` are those of
+    `study_settings` and, in `EFFORT`, what the flow run took, which is no part of the report's identity. No report is
+    compared with one that is not `is_complete`.
     """
     tables = {name: build(of_table(cells, name), cells) for name, build in TABLES.items()}
     about = {name: value for name, value in canonical(settings).items() if name not in EFFORT}
     shown = [name for name, table in tables.items() if table.rows]
     key = step_key("report", VERSION, about, {"tables": shown})
-    tags = {"lori.role": "report"}
+    own = Report(
+        base_model=about["base_model"],
+        settings=as_texts(about),
+        tables=frozenset(shown),
+        versions=frozenset(handle.key.rpartition("-")[0] for cell in cells for handle in (cell.adapter, *cell.scores)),
+        means=to_metrics(headline_means(cells)),
+    )
+    tables["bases"] = comparison_table(own, find_reports(runtime, about["name"]))
+    tags = own.tags(is_complete=is_complete)
     with (
         tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        markdown = _markdown(cells, tables, settings=settings, runtime=runtime)
+        markdown = _markdown(cells, tables, settings=settings, is_complete=is_complete, runtime=runtime)
         _write_files(Path(scratch), markdown, {**tables, "cells": all_metrics(cells)})
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
+        tracking.log_metrics(runtime, run_id, own.means)
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
 
 
@@ -55,10 +78,16 @@ def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) ->
 
 
 def _markdown(
-    cells: Sequence[Cell], tables: Mapping[str, Table], settings: Mapping[str, Any], runtime: Runtime
+    cells: Sequence[Cell],
+    tables: Mapping[str, Table],
+    *,
+    settings: Mapping[str, Any],
+    is_complete: bool,
+    runtime: Runtime,
 ) -> str:
-    parts = ["# LoRI: results", _headline(cells, settings)]
+    parts = ["# LoRI: results", _headline(cells, settings), *([] if is_complete else [INCOMPLETE])]
     parts += [f"## {table.title}\n\n{to_markdown(table)}" for table in tables.values() if table.rows]
+    parts += [COMPARED] if tables["bases"].rows else []
     parts += [FOOTNOTE, "## How it was made"]
     parts += [to_markdown(table) for table in (_recipe_table(cells), _settings_table(settings)) if table.rows]
     return "\n\n".join([*parts, _origin(cells, runtime)]) + "\n"

@@ -1,6 +1,7 @@
 """Files and models are believed only while the store has them whole, and are made again otherwise."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,94 @@ def test_other_bytes_of_the_same_size_are_noticed_when_they_are_fetched(
     assert tracking.is_available(store.runtime, handle)
 
 
-def test_other_bytes_under_the_key_of_an_intact_model_are_an_error(store: Store, tmp_path: Path) -> None:
+def test_an_intact_model_stays_where_another_device_computes_other_bytes(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     handle = log_adapter(store, write_adapter(tmp_path / "a"))
-    with pytest.raises(RuntimeError, match=f"{KEY}.*{handle.uri}.*other bytes"):
-        log_adapter(store, write_adapter(tmp_path / "b", b"other"))
+    assert log_adapter(store, write_adapter(tmp_path / "b", b"other")) == handle
     assert tracking.is_available(store.runtime, handle)
+    assert f"{KEY} is in MLflow ({handle.uri}) with other bytes" in caplog.text
+
+
+def test_a_refresh_puts_other_bytes_beside_the_old_ones_and_in_their_place(store: Store, tmp_path: Path) -> None:
+    old = log_adapter(store, write_adapter(tmp_path / "a"))
+    refreshing = Store(replace(store.runtime, refresh=True), store.artifact_dir)
+    assert log_adapter(refreshing, write_adapter(tmp_path / "a")) == old  # the same bytes: nothing new
+    new = log_adapter(refreshing, write_adapter(tmp_path / "b", b"other"))
+    assert (new.uri != old.uri, new.run_id) == (True, old.run_id)
+    assert all(tracking.is_available(store.runtime, handle) for handle in (old, new))
+    assert log_adapter(store, write_adapter(tmp_path / "a")) == new  # the key's model is the newest
+
+
+def test_a_second_attempt_leaves_no_file_of_the_first(store: Store, tmp_path: Path) -> None:
+    first = write_adapter(tmp_path / "first")
+    (first / "more.txt").write_text("more")
+    log_rows(store, first)
+    handle = log_rows(store, write_adapter(tmp_path / "second"))
+    assert tracking.is_available(store.runtime, handle)
+    names = {path.name for path in tracking.fetch(store.runtime, handle).iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_a_result_is_found_by_its_key_as_long_as_its_bytes_are_there(
+    store: Store, tmp_path: Path, logger: str
+) -> None:
+    handle = LOGGERS[logger](store, write_adapter(tmp_path / "a"))
+    assert tracking.find_handle(store.runtime, KEY) is None  # it may not be whole yet
+    tracking.save_handle(store.runtime, handle)
+    assert tracking.find_handle(store.runtime, KEY) == handle
+    assert tracking.find_handle(store.runtime, f"{KEY}4") is None
+    delete(store.files_of(handle.uri) / "adapter_model.safetensors")
+    assert tracking.find_handle(store.runtime, KEY) is None
+
+
+def write_checkpoint(directory: Path, text: str) -> Path:
+    (directory / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+    (directory / "checkpoint-7" / "state").write_text(text)
+    return directory
+
+
+def test_another_machine_finds_the_newest_checkpoint_and_no_other(store: Store, tmp_path: Path) -> None:
+    run_id = open_run(store.runtime)
+    assert tracking.published(store.runtime, run_id) is None
+    for step in (7, 14):
+        tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", f"at {step}"), step)
+    found = tracking.published(store.runtime, run_id)
+    assert found
+    assert found.step == 14
+    assert tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
+    assert (tmp_path / "there" / "checkpoint-7" / "state").read_text() == "at 14"
+    kept = client_of(store).list_artifacts(run_id, "checkpoint")
+    assert [Path(entry.path).name for entry in kept] == ["14"]
+    tracking.drop_checkpoints(store.runtime, run_id)
+    assert tracking.published(store.runtime, run_id) is None
+    assert client_of(store).list_artifacts(run_id) == []
+
+
+def test_a_checkpoint_that_was_cut_is_not_believed(store: Store, tmp_path: Path) -> None:
+    run_id = open_run(store.runtime)
+    tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 7"), 7)
+    next(store.artifact_dir.rglob("state")).write_text("at")
+    found = tracking.published(store.runtime, run_id)
+    assert found
+    assert not tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_checkpoint_whose_upload_was_cut_leaves_the_one_before(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = open_run(store.runtime)
+    tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 7"), 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_tag", crash)
+        with pytest.raises(InterruptedError):
+            tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 14"), 14)
+    found = tracking.published(store.runtime, run_id)
+    assert found
+    assert found.step == 7
+    assert tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
 
 
 def test_a_lost_model_may_be_made_again_with_other_bytes_as_another_machine_would(

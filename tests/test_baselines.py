@@ -13,24 +13,16 @@ from peft.optimizers import create_lorafa_optimizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from lori.adaptation import apply_adapter, attach, attach_trained, load_adapter, num_trainable, save_adapter, sparsify
 from lori.adapters import open_adapter
 from lori.attached import lora_layers
 from lori.compact import save_compact
 from lori.config import MaskConfig, MergeConfig, TrainConfig, TrainRuntime
 from lori.data import collate
+from lori.loading import load_tokenizer
 from lori.masks import extract_masks
 from lori.merging import merge
-from lori.methods import (
-    METHODS,
-    apply_adapter,
-    attach,
-    attach_trained,
-    load_adapter,
-    num_trainable,
-    save_adapter,
-    sparsify,
-)
-from lori.models import load_tokenizer
+from lori.methods import METHODS
 from lori.training import summed_token_loss, train
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from lori.config import MaskConfig
 from lori.masks import extract_masks, save_masks
-from lori.methods import attach, save_adapter
-from lori.models import load_base
+from lori.adaptation import attach, save_adapter
+from lori.loading import load_base
 from lori.recipes import profile, train_config
 
 out, config = Path(sys.argv[1]), train_config(profile("smoke"), "lori-d", "nlu", seed=0)

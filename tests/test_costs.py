@@ -20,10 +20,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from lori.adaptation import attach, num_trainable, save_adapter, sparsify
 from lori.attached import b_shapes
 from lori.config import MaskConfig, TrainConfig
 from lori.masks import MASK_FILE, random_masks
-from lori.methods import METHODS, attach, num_trainable, save_adapter, sparsify
+from lori.methods import METHODS
 from lori.models import LLAMA_PROJECTIONS
 from lori.plan.activations import Part, activation_bytes
 from lori.plan.costs import Work, train_flops, train_memory

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_steps import DATA, EVALUATE, TRAIN
 
-from lori.config import DataConfig, Runtime
+from lori.config import MaskConfig
 from tasks import pool
-from tasks.executors import check_executor, execute
+from tasks.executors import EXECUTORS, check_executor, execute
 from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "evaluate": EVALUATE}
 
 
 def failing_job(step: str = "dataset", name: str = "cooking") -> Job:
     """No MLflow answers there, so that it fails as soon as a worker has it."""
-    config = DataConfig(suite="miniature", domain="nlu", split="test", num_rows=1)
-    return Job(step, name, config, {}, Runtime("no-such-scheme://", cache_dir="/nowhere", experiment="lori"))
+    return Job(step, name, CONFIGS[step], {}, {"tracking_uri": "no-such-scheme://"})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def one_slot() -> Iterator[pool.Pool]:
 
 def test_an_executor_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_EXECUTOR", "cluster")
-    with pytest.raises(ValueError, match="Known: inline, pool"):
+    with pytest.raises(ValueError, match="Known: inline, pool, subprocess, deployment"):
         execute(failing_job())
 
 
@@ -48,11 +49,10 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
 def test_what_a_step_raises_comes_back_with_its_message_and_traceback(
     executor: str, one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LORI_EXECUTOR", executor)
     monkeypatch.setattr(pool, "_SHARED", [one_slot])
     with pytest.raises(JobFailed, match="no-such-scheme") as caught:
-        execute(failing_job())
-    assert "in prepare_dataset" in caught.value.__notes__[0]
+        EXECUTORS[executor](failing_job())
+    assert "in run_step" in caught.value.__notes__[0]
 
 
 def test_a_worker_is_warm_for_its_next_job(one_slot: pool.Pool) -> None:

@@ -9,14 +9,16 @@ import transformers
 from bases import FAMILIES, GPT2_LIKE, LLAMA, LLAMA_LIKE, PAIRS, SIZES, config_of, write_base
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from lori.adaptation import apply_adapter, attach, load_adapter, masks_of, save_adapter, sparsify
 from lori.architectures import architecture
+from lori.attached import lora_layers
 from lori.config import EvalConfig, MaskConfig, TrainConfig, TrainRuntime
 from lori.data import tokenise
 from lori.domains import Example
 from lori.generation import complete, prepare
+from lori.loading import check_base, load_base, load_tokenizer
 from lori.masks import extract_masks
-from lori.methods import apply_adapter, attach, load_adapter, lora_layers, masks_of, save_adapter, sparsify
-from lori.models import BASE_MODELS, base_model, check_base, identity, load_base, load_tokenizer
+from lori.models import BASE_MODELS, base_model, identity
 from lori.training import train
 
 TOKENS = torch.arange(10, 50).view(2, 20)

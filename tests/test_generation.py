@@ -17,7 +17,7 @@ from lori.data import IGNORED, collate, load_rows, make_rows, save_rows, tokenis
 from lori.domains import Example
 from lori.evaluation import evaluate, rescore
 from lori.generation import check_lengths, complete, nucleus, prepare, random_numbers
-from lori.models import load_base, load_tokenizer
+from lori.loading import load_base, load_tokenizer
 from lori.paper.recipes import paper_config
 from lori.recipes import data_config, profile, train_config
 from lori.scale_model import rows

@@ -13,7 +13,7 @@ from lori.data import make_rows
 from lori.domains import Example
 from lori.evaluation import evaluate
 from lori.harness import export_tasks
-from lori.models import load_base, load_tokenizer
+from lori.loading import load_base, load_tokenizer
 from lori.recipes import data_config, eval_config, profile
 
 SCALE = profile("scale")

@@ -13,7 +13,6 @@ from lori.adapters import write_adapter
 from lori.config import MaskConfig
 from lori.masks import (
     MASK_FILE,
-    SCOPES,
     check_masks,
     extract_masks,
     load_masks,
@@ -22,6 +21,7 @@ from lori.masks import (
     random_masks,
     save_masks,
 )
+from lori.scopes import SCOPES
 
 BS = {
     "model.layers.0.self_attn.q_proj": torch.tensor([[9.0, -8.0], [0.1, 0.2]]),

@@ -9,11 +9,13 @@ from peft import PeftModel
 from peft.utils.merge_utils import magnitude_prune, ties
 from safetensors.torch import load_file
 
-from lori.adapters import open_adapter, write_adapter
+from lori.adaptation import apply_adapter, attach, save_adapter
+from lori.adapters import module_name, open_adapter, write_adapter
 from lori.config import MergeConfig
-from lori.merging import MERGE_METHODS, merge
-from lori.methods import apply_adapter, attach, module_name, save_adapter
-from lori.models import identity, load_base
+from lori.loading import load_base
+from lori.merge_methods import MERGE_METHODS
+from lori.merging import merge
+from lori.models import identity
 from lori.recipes import profile, train_config
 
 # All but dare, which draws

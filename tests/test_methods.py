@@ -10,24 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lori.adaptation import apply_adapter, attach, attach_trained, load_adapter, num_trainable, save_adapter, sparsify
 from lori.adapters import LORA_A, LORA_B, digest, open_adapter
+from lori.attached import b_shapes, lora_layers
 from lori.config import MaskConfig
 from lori.layer import projection_a
+from lori.loading import load_base
 from lori.masks import extract_masks, load_masks, random_masks
-from lori.methods import (
-    METHODS,
-    apply_adapter,
-    attach,
-    attach_trained,
-    b_shapes,
-    load_adapter,
-    lora_layers,
-    method,
-    num_trainable,
-    save_adapter,
-    sparsify,
-)
-from lori.models import load_base
+from lori.methods import METHODS, method
 from lori.recipes import profile, train_config
 
 TOKENS = torch.arange(3, 43).view(2, 20)
@@ -62,7 +52,7 @@ def shake(model):
     ],
 )
 def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper, monkeypatch):
-    monkeypatch.setattr("lori.methods.projection_a", lambda _key, _module, shape: torch.empty(shape, device="meta"))
+    monkeypatch.setattr("lori.adaptation.projection_a", lambda _key, _module, shape: torch.empty(shape, device="meta"))
     shape = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig, TrainRuntime
 from lori.data import collate, make_rows, plan_micro_batches, plan_steps, tokenise
 from lori.domains import Example
-from lori.models import LLAMA_PROJECTIONS, load_tokenizer
+from lori.loading import load_tokenizer
+from lori.models import LLAMA_PROJECTIONS
+from lori.plan import Place, Plan, PlannedCell, TokenCounts, check, count_tokens, make_plan, to_markdown
 from lori.plan.costs import GPUS
-from lori.plan.make import Place, Plan, PlannedCell, TokenCounts, check, count_tokens, make_plan
-from lori.plan.text import to_markdown
 from lori.plan.tokens import training_parts
 from lori.recipes import eval_config, profile, train_config
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from flows.published import published
 from lori.config import PublishedConfig
+from lori.copying import copy_published
 from lori.masks import load_masks
-from lori.published import copy_published, find_published, method_and_domain
+from lori.published import find_published, method_and_domain
 from tasks.steps import local_runtime
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

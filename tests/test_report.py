@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from tasks.report_html import to_html
 from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
 
 HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}
-SETTINGS = {"name": "smoke", "seeds": (0, 1), "rank": 6, "wall_seconds": 75.0, "num_computed": 3, "num_cached": 4}
+SETTINGS = {
+    "name": "smoke",
+    "base_model": "scale@0123",
+    "seeds": (0, 1),
+    "rank": 6,
+    "wall_seconds": 75.0,
+    "num_computed": 3,
+    "num_cached": 4,
+}
 CONFIG = {
     "base_model": "scale@0123", "rank": 6, "alpha": 12, "learning_rate": 0.003, "num_epochs": 1, "batch_size": 16,
     "max_length": 160,
@@ -142,8 +151,9 @@ def tracked(store: Store, cell: Cell) -> Cell:
     return Cell(cell.table, cell.row, trained, measured)
 
 
-def report(store: Store, cells: list[Cell], **settings: Any) -> tuple[Handle, str]:
-    return write_report(cells, settings={**SETTINGS, **settings}, runtime=store.runtime)
+def report(store: Store, cells: list[Cell], *, is_complete: bool = True, **settings: Any) -> tuple[Handle, str]:
+    about = {**SETTINGS, **settings}
+    return write_report(cells, settings=about, is_complete=is_complete, runtime=store.runtime)
 
 
 @pytest.fixture
@@ -158,7 +168,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert (second.run_id, second.key) == (first.run_id, first.key)
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
-    names = {"report.md", "index.html", "single.csv", "merging.csv", "continual.csv", "cells.csv"}
+    names = {"report.md", "index.html", "single.csv", "merging.csv", "continual.csv", "bases.csv", "cells.csv"}
     assert {path.name for path in files.iterdir()} == names
     assert (files / "report.md").read_text() == markdown
     assert not tracking.is_available(sqlite_store.runtime, first)
@@ -230,3 +240,67 @@ def test_the_report_leaves_nothing_in_the_working_directory(
     monkeypatch.chdir(tmp_path / "here")
     report(sqlite_store, cells)
     assert not list(Path.cwd().iterdir())
+
+
+def of_base(store: Store, base: str, cells: list[Cell], **settings: Any) -> str:
+    """The Markdown of a complete report on another base."""
+    return report(store, cells, base_model=base, **settings)[1]
+
+
+def section(markdown: str) -> list[list[str]]:
+    lines = markdown.partition("## Beside other base models\n\n")[2].partition("\n\n")[0].splitlines()
+    return [[text.strip() for text in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
+def test_a_base_is_shown_beside_the_newest_report_of_each_other(sqlite_store: Store, cells: list[Cell]) -> None:
+    better = tracked(sqlite_store, single("lora", "nlu", 90.0))
+    assert "Beside other" not in of_base(sqlite_store, "first@1", cells)
+    of_base(sqlite_store, "second@1", [better], seeds=(0,))
+    titles, *rows = section(of_base(sqlite_store, "third@1", cells))
+    assert titles == ["Merge", "Base model", "lora", "Settings", "MLflow run"]
+    assert [row[:4] for row in rows] == [
+        ["none (an adapter each)", "third@1", "80.0 ± 2.2", "this report"],  # mean of 78 and 82, √(8/2 + 1)
+        ["none (an adapter each)", "first@1", "80.0 ± 2.2", "the same"],
+        ["none (an adapter each)", "second@1", "90.0 ± 1.0 (n = 1)", "seeds [0]"],
+        ["concat", "third@1", "70.0 ± 1.0 (n = 1)", "this report"],
+        ["concat", "first@1", "70.0 ± 1.0 (n = 1)", "the same"],
+        ["concat", "second@1", "–", "seeds [0]"],
+    ]
+    runs = {run.data.tags["lori.base_model"]: run.info.run_id for run in runs_of(sqlite_store)[:3]}
+    assert rows[1][4] == runs["first@1"]
+
+
+def test_of_a_base_with_several_reports_the_one_with_the_same_settings_is_shown(
+    sqlite_store: Store, cells: list[Cell]
+) -> None:
+    of_base(sqlite_store, "first@1", cells)
+    of_base(sqlite_store, "first@1", cells, rank=8)
+    assert [row[3] for row in section(of_base(sqlite_store, "second@1", cells))[1:3]] == ["this report", "the same"]
+    rank_16 = section(of_base(sqlite_store, "second@1", cells, rank=16))
+    assert [row[3] for row in rank_16[1:3]] == ["this report", "rank 8"]  # the newer of two that differ
+
+
+def test_an_incomplete_report_says_so_and_is_compared_with_nothing(sqlite_store: Store, cells: list[Cell]) -> None:
+    assert "Some cells failed" in report(sqlite_store, cells, base_model="first@1", is_complete=False)[1]
+    assert "Beside other" not in of_base(sqlite_store, "second@1", cells)
+    assert "Some cells failed" not in of_base(sqlite_store, "first@1", cells)  # made whole
+    assert "Beside other" in of_base(sqlite_store, "second@1", cells)
+
+
+def test_results_of_another_version_are_marked(sqlite_store: Store, cells: list[Cell]) -> None:
+    older = replace(cells[0], adapter=replace(cells[0].adapter, key="train-v1-0123"))
+    of_base(sqlite_store, "first@1", [older, *cells[1:]])
+    assert section(of_base(sqlite_store, "second@1", cells))[2][3] == "train-v1"
+
+
+def test_the_means_of_a_report_are_metrics_of_its_run(sqlite_store: Store, cells: list[Cell]) -> None:
+    handle, _ = report(sqlite_store, cells)
+    (run,) = [run for run in runs_of(sqlite_store) if run.info.run_id == handle.run_id]
+    assert run.data.metrics == {
+        "mean/lora/none": 80.0,
+        "mean/lora/none_se": math.sqrt(5),
+        "mean/lora/none_seeds": 2,
+        "mean/lora/concat": 70.0,
+        "mean/lora/concat_se": 1.0,
+        "mean/lora/concat_seeds": 1,
+    }

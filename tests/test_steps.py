@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 
-from lori.config import DataConfig, Handle, MaskConfig, Runtime
-from tasks.cells import TASKS
+from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
+from tasks.cells import TASKS, is_refreshed
 from tasks.locks import FlockLocks
-from tasks.steps import STEPS, Job, job_key, local_runtime
+from tasks.steps import STEPS, Job, job_from_json, job_key, job_to_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,8 +27,7 @@ def adapter(key: str, **changed: str) -> Handle:
 
 
 def mask_job(source: Handle, *, sparsity: float = 0.9, cache_dir: str = "here") -> Job:
-    runtime = Runtime("sqlite:///x.db", cache_dir=cache_dir, experiment="lori")
-    return Job("mask", "a name", MaskConfig(sparsity, "model"), {"adapter": source}, runtime)
+    return Job("mask", "a name", MaskConfig(sparsity, "model"), {"adapter": source}, {"cache_dir": cache_dir})
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -46,10 +46,74 @@ def test_a_key_says_what_is_computed_and_not_where() -> None:
     assert key != job_key(mask_job(adapter("train-1"), sparsity=0.8))
 
 
-def test_keys_stay_what_they_are_unless_a_version_is_raised() -> None:
-    config = DataConfig(suite="miniature", domain="nlu", split="test", num_rows=3)
-    job = Job("dataset", "nlu", config, {}, local_runtime())
-    assert job_key(job) == "dataset-v2-a42b71b15cb2bdd6ee7ca68ef2d2ba9b"
+DATA = DataConfig("miniature", "nlu", "test", num_rows=3)
+TRAIN = TrainConfig("scale@0123", ("q_proj",), "lori-s", "nlu", 6, 12, 1e-3, 1, 16, 512, 256, seed=0)
+EVALUATE = EvalConfig("nlu", 1, 0.0, 1.0, 8, 3000, 512, 256, seed=0)
+ADAPTERS = [Handle("adapter", f"train-v3-{number}", "lora-nlu", "run", "models:/m", "00") for number in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("step", "config", "inputs", "key"),
+    [
+        ("dataset", DATA, {}, "dataset-v2-a42b71b15cb2bdd6ee7ca68ef2d2ba9b"),
+        (
+            "import",
+            PublishedConfig("org/name", "0123", "scale@0123"),
+            {},
+            "import-v1-b0138775865256a1d9927427df09a06c",
+        ),
+        ("mask", MaskConfig(0.9, "model"), {"adapter": ADAPTERS[0]}, "mask-v2-477714e2cbbe939ea0a3e7829e99d61b"),
+        ("train", TRAIN, {"mask": ADAPTERS[0], "dataset": ADAPTERS[1]}, "train-v3-ab8d22218a0aecbbe845a55ab830e18d"),
+        (
+            "merge",
+            MergeConfig("scale@0123", "ties", (0.5, 0.5), 0.7, 0, False),
+            {"adapters": ADAPTERS},
+            "merge-v2-eb1a28f2070865762401178ed12b0517",
+        ),
+        (
+            "evaluate",
+            EVALUATE,
+            {"adapter": ADAPTERS[0], "dataset": ADAPTERS[1]},
+            "evaluate-v2-c7f90efb8d188b74eb77e3fa8fc8c682",
+        ),
+    ],
+)
+def test_keys_stay_what_they_are_unless_a_version_is_raised(step: str, config: Any, inputs: Any, key: str) -> None:
+    assert job_key(Job(step, "a name", config, inputs)) == key
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job("train", "a name", TRAIN, {"dataset": ADAPTERS[0]}, {"num_gpus": 2}),
+        Job("merge", "another", MergeConfig("scale@0123", "ties", (0.5, 0.5), 0.7, 0, False), {"adapters": ADAPTERS}),
+    ],
+)
+def test_a_job_is_the_same_after_its_way_to_another_process(job: Job) -> None:
+    assert job_from_json(job_to_json(job)) == job
+    assert job_key(job_from_json(job_to_json(job))) == job_key(job)
+
+
+def test_only_a_training_takes_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"num_gpus": 4}
+    assert Job("train", "a name", TRAIN, {}, place).num_gpus == 4
+    assert Job("evaluate", "a name", EVALUATE, {}, place).num_gpus == 1
+    assert Job("dataset", "a name", DATA, {}, place).num_gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_meant"),
+    [
+        ("all", True),
+        ("train", True),
+        ("train lora", True),
+        ("train lora math seed 0", True),
+        ("mask", False),
+        ("train lor", False),
+    ],
+)
+def test_refresh_takes_all_a_step_or_the_first_words_of_a_title(asked: str, is_meant: bool) -> None:
+    assert is_refreshed("train lora math  seed 0", [asked]) == is_meant
 
 
 def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,3 +181,46 @@ def test_provenance_names_every_library_that_makes_numbers() -> None:
     made_with: Mapping[str, str] = tracking.provenance()
     assert {"lori.commit", "lori.dirty", "lori.python", "lori.cpu", "lori.torch", "lori.peft"} <= made_with.keys()
     assert all(made_with.values())
+
+
+def status_of(store: Store, run_id: str) -> str:
+    return client_of(store).get_run(run_id).info.status
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_run_says_how_its_work_ended(store: Store, error: type[BaseException], status: str) -> None:
+    def work() -> None:
+        with tracking.logged_run(store.runtime, KEY, "lora-nlu", tags={}, params={}) as run_id:
+            assert status_of(store, run_id) == "RUNNING"
+            raise error
+
+    with pytest.raises(error):
+        work()
+    (run,) = runs_of(store)
+    assert run.info.status == status
+
+
+def test_a_run_that_nobody_has_worked_on_for_ten_minutes_is_closed(store: Store) -> None:
+    lost, alive, done = (open_run(store.runtime, f"train-v1-{number}") for number in range(3))
+    client = client_of(store)
+    client.set_tag(lost, "lori.alive", str(int(time.time()) - 601))
+    client.set_tag(alive, "lori.alive", str(int(time.time()) - 500))
+    tracking.close_run(store.runtime, done)
+    tracking.close_stale_runs(store.runtime)
+    assert [status_of(store, run_id) for run_id in (lost, alive, done)] == ["KILLED", "RUNNING", "FINISHED"]
+
+
+def test_who_works_on_a_run_says_so(store: Store) -> None:
+    before = int(time.time())
+    with tracking.logged_run(store.runtime, KEY, "lora-nlu", tags={}, params={}) as run_id:
+        while "lori.alive" not in (tags := client_of(store).get_run(run_id).data.tags):
+            time.sleep(0.05)
+    assert before <= int(tags["lori.alive"]) <= time.time()
+
+
+def test_the_run_of_a_crashed_job_is_closed_and_no_other(store: Store) -> None:
+    crashed, other = open_run(store.runtime, "train-v1-1"), open_run(store.runtime, "train-v1-2")
+    tracking.close_run_of(store.runtime, "train-v1-1")
+    assert [status_of(store, run_id) for run_id in (crashed, other)] == ["KILLED", "RUNNING"]

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lori.adaptation import attach, attach_trained, save_adapter, sparsify
 from lori.adapters import LORA_B, module_name
+from lori.attached import lora_layers
 from lori.config import MaskConfig, TrainRuntime
 from lori.data import collate, plan_micro_batches, plan_steps
+from lori.loading import load_base, load_tokenizer
 from lori.masks import magnitude_masks
-from lori.methods import attach, attach_trained, lora_layers, save_adapter, sparsify
-from lori.models import load_base, load_tokenizer
 from lori.recipes import profile, train_config
 from lori.training import clip_each, summed_token_loss, train
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 import lori.training
+from lori.adaptation import attach, save_adapter, sparsify
+from lori.attached import b_shapes
 from lori.config import MaskConfig, TrainRuntime
+from lori.loading import load_base, load_tokenizer
 from lori.masks import random_masks
-from lori.methods import attach, b_shapes, save_adapter, sparsify
-from lori.models import load_base, load_tokenizer
 from lori.recipes import profile, train_config
 from lori.training import train
 

@@ -6,8 +6,8 @@ A FLOP is one multiplication or one addition.
 from dataclasses import dataclass, fields
 
 from lori.config import EvalConfig, TrainConfig
+from lori.loading import DTYPES
 from lori.methods import method
-from lori.models import DTYPES
 from lori.plan.activations import FP32, INT64, Part, activation_bytes, working_bytes
 from lori.plan.sizes import Adapter, Sizes
 

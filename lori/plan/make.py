@@ -13,14 +13,11 @@ from transformers import PreTrainedConfig
 
 from lori.config import DataConfig, EvalConfig, TrainConfig
 from lori.methods import method
+from lori.plan.cells import PlannedCell
 from lori.plan.costs import GPUS, USABLE_SHARE
-from lori.plan.rows import Place as Place
-from lori.plan.rows import PlannedCell as PlannedCell
-from lori.plan.rows import PlanRow as PlanRow
-from lori.plan.rows import Study, counts_of, gpu_of, row_of
+from lori.plan.rows import Place, PlanRow, Study, counts_of, gpu_of, row_of
 from lori.plan.sizes import sizes_of
-from lori.plan.tokens import TokenCounts as TokenCounts
-from lori.plan.tokens import count_tokens as count_tokens
+from lori.plan.tokens import TokenCounts
 
 MORE_GPUS = (2, 4, 8)  # of one machine
 

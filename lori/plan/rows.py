@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig, TrainRuntime
 from lori.methods import method
 from lori.plan.activations import FP32
+from lori.plan.cells import PlannedCell
 from lori.plan.costs import (
     GPUS,
     Gpu,
@@ -23,16 +23,6 @@ from lori.plan.sizes import Adapter, Sizes, adapter_of, mask_bytes, num_kept
 from lori.plan.tokens import TokenCounts, prompt_parts, training_parts
 
 BYTES_PER_TOKEN = 4  # of text, an assumption: for the sizes of datasets and of kept completions alone
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """A result that a flow would ask for. `config` is one of `config.py`'s; `inputs` are the cells that it reads."""
-
-    step: str
-    name: str
-    config: Any
-    inputs: "tuple[PlannedCell, ...]" = ()
 
 
 @dataclass(frozen=True)

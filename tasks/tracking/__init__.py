@@ -12,33 +12,55 @@ os.environ.update(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",  # waits of 1, 2, 4, … 64 s: a server may be away for two minutes
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         **os.environ,
     }
 )
 
+from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
 from tasks.tracking.client import TrackingUnavailable, ensure_store
 from tasks.tracking.content import directory_digest
 from tasks.tracking.files import (
     ArtifactMissing,
+    drop_directory,
     fetch,
+    find_directory,
     is_available,
     link_inputs,
     log_directory,
     log_model,
 )
+from tasks.tracking.handles import find_handle, save_handle
 from tasks.tracking.origin import provenance
-from tasks.tracking.runs import close_run, log_curve, log_metrics, logged_run, open_run, run_tags, run_url
+from tasks.tracking.runs import (
+    close_run,
+    close_run_of,
+    close_stale_runs,
+    log_curve,
+    log_metrics,
+    logged_run,
+    open_run,
+    run_tags,
+    run_url,
+)
 
 __all__ = [
     "ArtifactMissing",
+    "Published",
     "TrackingUnavailable",
     "close_run",
+    "close_run_of",
+    "close_stale_runs",
     "directory_digest",
+    "drop_checkpoints",
+    "drop_directory",
     "ensure_store",
     "fetch",
+    "fetch_checkpoint",
+    "find_directory",
+    "find_handle",
     "is_available",
     "link_inputs",
     "log_curve",
@@ -48,6 +70,9 @@ __all__ = [
     "logged_run",
     "open_run",
     "provenance",
+    "publish_checkpoint",
+    "published",
     "run_tags",
     "run_url",
+    "save_handle",
 ]

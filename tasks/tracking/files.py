@@ -1,5 +1,6 @@
 """The bytes of results: run artifacts and logged models, complete or made whole, fetched by digest."""
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from mlflow.entities import FileInfo, LoggedModel, LoggedModelInput, LoggedModel
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lori.config import Handle, Runtime
 from tasks.tracking.client import KEY_TAG, connect, key_lock
 from tasks.tracking.content import MLMODEL, Content, DamagedError, cached_directory, measure
+from tasks.tracking.reading import run_reader
 from tasks.tracking.runs import param_texts
 
+LOG = logging.getLogger(__name__)
 CONTENT_TAG = "lori.content"
 DAMAGED = "damaged"  # a content tag's value: the store lists the files, but their bytes are not what was logged
 
@@ -26,12 +30,49 @@ class ArtifactMissing(RuntimeError):
 
 
 def log_directory(runtime: Runtime, run_id: str, directory: Path, artifact_path: str) -> tuple[str, str]:
-    """Files as artifacts of the run, over those of the same name. Returns their `runs:/` URI and digest."""
+    """Files as artifacts of the run, in the place of an earlier attempt's. Returns their `runs:/` URI and digest.
+
+    Their content tag is written last: until then nothing there is believed.
+    """
     client = connect(runtime.tracking_uri)
-    content = measure(directory)
-    client.log_artifacts(run_id, str(directory), artifact_path)
-    client.set_tag(run_id, _content_tag(artifact_path), content.to_text())
+    content, run = measure(directory), client.get_run(run_id)
+    location = f"{run.info.artifact_uri}/{artifact_path}"
+    tag = run.data.tags.get(_content_tag(artifact_path))
+    if tag is None or _intact_content(runtime, location, tag) != content:
+        if tag is not None:
+            client.delete_tag(run_id, _content_tag(artifact_path))
+        if any(_listed(runtime, location)):
+            delete_artifacts(runtime, run_id, artifact_path)
+        client.log_artifacts(run_id, str(directory), artifact_path)
+        client.set_tag(run_id, _content_tag(artifact_path), content.to_text())
     return f"runs:/{run_id}/{artifact_path}", content.sha256
+
+
+def find_directory(runtime: Runtime, run_id: str, artifact_path: str) -> Path | None:
+    """What `log_directory` logged there, fetched; None if it is not there or not whole."""
+    client = connect(runtime.tracking_uri)
+    tag = client.get_run(run_id).data.tags.get(_content_tag(artifact_path))
+    if tag in (None, DAMAGED):
+        return None
+    sha256 = Content.from_text(tag).sha256
+    handle = Handle("files", "", artifact_path, run_id, f"runs:/{run_id}/{artifact_path}", sha256)
+    try:
+        return fetch(runtime, handle)
+    except ArtifactMissing:
+        return None
+
+
+def drop_directory(runtime: Runtime, run_id: str, artifact_path: str) -> None:
+    """Remove what `log_directory` logged there."""
+    connect(runtime.tracking_uri).delete_tag(run_id, _content_tag(artifact_path))
+    delete_artifacts(runtime, run_id, artifact_path)
+
+
+def delete_artifacts(runtime: Runtime, run_id: str, artifact_path: str) -> None:
+    """Remove a directory of a run's artifacts from the store."""
+    artifact_uri = connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri
+    assert artifact_uri
+    get_artifact_repository(artifact_uri, tracking_uri=runtime.tracking_uri).delete_artifacts(artifact_path)
 
 
 def _content_tag(artifact_path: str) -> str:
@@ -43,36 +84,41 @@ def log_model(  # noqa: PLR0913 - each argument is a column of the Models tab
 ) -> tuple[str, str]:
     """Files as a logged model, at its root: PEFT loads what MLflow downloads. Returns its `models:/` URI and digest.
 
-    A model that an earlier attempt left unfinished, or whose files were removed from the store, is completed.
-
-    Raises:
-        RuntimeError: if the key's model is intact and has other bytes.
+    A model that an earlier attempt left unfinished, or whose files were removed from the store, is completed. One that
+    is intact and has other bytes, computed on another kind of device, is as good and stays the key's; if the runtime
+    says `refresh`, a new model takes its place.
     """
     client = connect(runtime.tracking_uri)
     content, run = measure(directory), client.get_run(run_id)
     tags = {KEY_TAG: key, CONTENT_TAG: content.to_text()}
     with key_lock(runtime, key):
-        model = _find_model(client, run, key) or client.create_logged_model(
-            run.info.experiment_id, name, source_run_id=run_id, tags=tags, params=param_texts(params), model_type=kind
-        )
-        if _is_ready(model) and (stored := _intact_content(runtime, model.artifact_location, model.tags[CONTENT_TAG])):
-            _check_same_bytes(model, stored, content)
-        else:
-            _upload(client, run, model, directory)
-            if model.tags.get(CONTENT_TAG) != tags[CONTENT_TAG]:  # left by an earlier attempt
-                client.set_logged_model_tags(model.model_id, tags)
-            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        model = _find_model(client, run, key)
+        stored = model and _intact_model(runtime, model)
+        if model and stored and (stored == content or not runtime.refresh):
+            _note_other_bytes(model, stored, content)
+            return model.model_uri, stored.sha256
+        if model is None or stored:
+            model = client.create_logged_model(
+                run.info.experiment_id, name, run_id, tags=tags, params=param_texts(params), model_type=kind
+            )
+        _upload(client, run, model, directory)
+        if model.tags.get(CONTENT_TAG) != tags[CONTENT_TAG]:  # left by an earlier attempt
+            client.set_logged_model_tags(model.model_id, tags)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model.model_uri, content.sha256
 
 
-def _check_same_bytes(model: LoggedModel, stored: Content, content: Content) -> None:
+def _intact_model(runtime: Runtime, model: LoggedModel) -> Content | None:
+    return _intact_content(runtime, model.artifact_location, model.tags[CONTENT_TAG]) if _is_ready(model) else None
+
+
+def _note_other_bytes(model: LoggedModel, stored: Content, content: Content) -> None:
     if stored.sha256 != content.sha256:
-        raise RuntimeError(
-            f"The model {model.name} of key {model.tags[KEY_TAG]} is in MLflow ({model.model_uri}) with other bytes:"
-            f" digest {stored.sha256[:12]}…, now {content.sha256[:12]}…. Another kind of"
-            " device, or other `hardware`, computes other last bits: then the one in MLflow is as good; to replace it,"
-            " delete it and rerun. Else the step is not deterministic, or its numbers changed: then raise its version"
-            " in tasks/steps.py."
+        LOG.warning(
+            "The model %s of key %s is in MLflow (%s) with other bytes: digest %.12s…, here %.12s…. On another kind of"
+            " device, or with other `hardware`, it is as good, and kept. On the same, the step is not deterministic,"
+            " or its numbers changed: then raise its version in tasks/steps.py.",
+            *(model.name, model.tags[KEY_TAG], model.model_uri, stored.sha256, content.sha256),
         )
 
 
@@ -84,7 +130,8 @@ def _find_model(client: MlflowClient, run: Run, key: str) -> LoggedModel | None:
     condition = f"tags.`{KEY_TAG}` = '{key}' AND source_run_id = '{run.info.run_id}'"
     models = client.search_logged_models([run.info.experiment_id], condition)
     usable = [model for model in models if model.status != LoggedModelStatus.FAILED]
-    return min(usable, key=lambda model: (model.creation_timestamp, model.model_id), default=None)
+    # The newest whole one, which a refresh may have put beside older ones; else what is to be completed
+    return max(usable, key=lambda model: (_is_ready(model), model.creation_timestamp, model.model_id), default=None)
 
 
 def _upload(client: MlflowClient, run: Run, model: LoggedModel, directory: Path) -> None:
@@ -160,7 +207,7 @@ def _locate(runtime: Runtime, handle: Handle) -> tuple[str, str]:
     """
     client = connect(runtime.tracking_uri)
     try:
-        run = client.get_run(handle.run_id)
+        run = run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
         if run.info.lifecycle_stage == "deleted":
             raise LookupError(f"run {handle.run_id} is deleted")
         if handle.uri.startswith("runs:/"):

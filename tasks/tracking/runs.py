@@ -1,8 +1,9 @@
 """Runs: found or made by key, with their parameters, results and curves."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlflow import MlflowClient
@@ -17,6 +18,8 @@ from tasks.tracking.origin import provenance
 SETTLE_SECONDS = 0.1
 MAX_RIVALS = 4  # that open one run at the same moment
 MAX_BATCH = 1000  # metrics a request, MLflow's limit
+ALIVE_TAG = "lori.alive"  # when somebody last worked on the run, in seconds since 1970
+ALIVE_SECONDS, STALE_SECONDS = 60, 600
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 
 
@@ -103,14 +106,47 @@ def close_run(runtime: Runtime, run_id: str, status: str = "FINISHED") -> None:
 def logged_run(
     runtime: Runtime, key: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
 ) -> Iterator[str]:
-    """The run of `key`, from `open_run`; at the end it is FINISHED, or FAILED if what is done in it raises."""
+    """The run of `key`, from `open_run`; at the end it is FINISHED, FAILED if what is done in it raises, or KILLED.
+
+    As long as it is open, its tag `lori.alive` is renewed: of a machine that is lost nobody else would know.
+    """
     run_id = open_run(runtime, key, name, experiment=runtime.experiment, tags=tags, params=params)
+    over = threading.Event()
+    threading.Thread(target=_keep_alive, args=(runtime, run_id, over), daemon=True).start()
     try:
         yield run_id
-    except BaseException:
-        close_run(runtime, run_id, "FAILED")
+    except BaseException as error:
+        over.set()
+        close_run(runtime, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+    over.set()
     close_run(runtime, run_id)
+
+
+def _keep_alive(runtime: Runtime, run_id: str, over: threading.Event) -> None:
+    while not over.is_set():
+        with suppress(MlflowException):  # a server that is away: the work goes on, and so does this
+            connect(runtime.tracking_uri).set_tag(run_id, ALIVE_TAG, str(int(time.time())))
+        over.wait(ALIVE_SECONDS)
+
+
+def close_stale_runs(runtime: Runtime) -> None:
+    """Close as KILLED what is RUNNING although nobody has worked on it for STALE_SECONDS: its machine was lost."""
+    for run in _running(runtime, "attributes.status = 'RUNNING'"):
+        alive = int(run.data.tags.get(ALIVE_TAG, run.info.start_time // 1000))
+        if KEY_TAG in run.data.tags and time.time() - alive > STALE_SECONDS:
+            close_run(runtime, run.info.run_id, "KILLED")
+
+
+def close_run_of(runtime: Runtime, key: str) -> None:
+    """Close the run of `key` as KILLED if it is RUNNING: who worked on it is gone."""
+    for run in _running(runtime, f"attributes.status = 'RUNNING' and tags.`{KEY_TAG}` = '{key}'"):
+        close_run(runtime, run.info.run_id, "KILLED")
+
+
+def _running(runtime: Runtime, query: str) -> list[Run]:
+    experiment_id = experiment_id_of(runtime.tracking_uri, runtime.experiment)
+    return list(connect(runtime.tracking_uri).search_runs([experiment_id], query))
 
 
 def log_metrics(runtime: Runtime, run_id: str, metrics: Mapping[str, float]) -> None:

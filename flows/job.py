@@ -1,0 +1,91 @@
+"""The one deployment that computes: a job in a process of its own on this machine's GPUs, seen and ended from Prefect.
+
+It needs a worker of the pool `lori-gpu` with `MLFLOW_TRACKING_URI` in its environment. Its cache is the driver's: a
+job is only asked for when its result is not there.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+from prefect.states import Completed, Crashed, Failed
+
+from tasks import tracking
+from tasks.launch import Listener, run_in_process
+from tasks.steps import JobCrashed, JobFailed, job_key, make_job
+
+SHOW_SECONDS = 5
+
+
+@flow(name="lori-job", flow_run_name="{step} {name}", persist_result=False)
+def job(
+    step: str,
+    name: str,
+    config: dict[str, Any],
+    inputs: dict[str, Any],
+    place: dict[str, Any],
+    key: str,
+) -> State:
+    """Compute one cell. The driver of a study asks for it; by hand there is no reason to.
+
+    Args:
+        step: A row of STEPS (tasks/steps.py).
+        name: What the cell is, for people.
+        config: The fields of the step's config (lori/config.py).
+        inputs: The handles that it reads, each as its fields.
+        place: Fields of Runtime (lori/config.py) that the study was told; this worker's environment says the others.
+        key: The cell's key, as the driver's code names it.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ValueError("This worker has no MLFLOW_TRACKING_URI: its results would be where nobody finds them.")
+    asked = make_job(step, name, config, inputs, place)
+    if job_key(asked) != key:
+        raise ValueError(
+            f"The driver calls this cell {key}, the code here {job_key(asked)}: they must be of the same commit."
+        )
+    log = get_run_logger()
+    show = progress_shower(log)
+    started = time.monotonic()
+    try:
+        done = run_in_process(asked, Listener(on_line=log.info, on_progress=show, check=lambda: None))
+    except JobCrashed as crash:
+        return Crashed(message=str(crash))
+    except JobFailed as failure:
+        log.error("\n".join([str(failure), *getattr(failure, "__notes__", [])]))
+        return Failed(message=str(failure))
+    show({"what": step, "done": 1, "total": 1})
+    if url := tracking.run_url(asked.runtime, done.handle.run_id):
+        create_link_artifact(url, key="lori-job-mlflow", link_text="MLflow run", description=asked.title)
+    waited = time.monotonic() - started - done.seconds
+    return Completed(message=f"{done.seconds:.1f} s, and {waited:.1f} s for its turn and its process.")
+
+
+def progress_shower(log: Any) -> Callable[[Mapping[str, Any]], None]:
+    """A function that shows what `progress.report` was told as this flow run's progress artifact, now and then."""
+    artifact = create_progress_artifact(progress=0.0, key="lori-job-progress")
+    assert isinstance(artifact, UUID)
+    begun = shown = time.monotonic()
+
+    def show(point: Mapping[str, Any]) -> None:
+        nonlocal shown
+        now, share = time.monotonic(), point["done"] / point["total"]
+        if share < 1 and now - shown < SHOW_SECONDS:
+            return
+        shown = now
+        left = timedelta(seconds=round((now - begun) * (1 - share) / share)) if share else "?"
+        numbers = "".join(f", {name} {value:.4g}" for name, value in point.items() if isinstance(value, float))
+        text = f"{point['what']}: {point['done']} of {point['total']}{numbers}, {left} left"
+        try:
+            update_progress_artifact(artifact, progress=100 * share, description=text)
+        except (httpx.HTTPError, PrefectException) as error:
+            log.warning("Progress is not shown: %r", error)
+
+    return show

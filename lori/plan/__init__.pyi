@@ -1,0 +1,10 @@
+from .cells import PlannedCell as PlannedCell
+from .costs import GPUS as GPUS
+from .make import Plan as Plan
+from .make import check as check
+from .make import make_plan as make_plan
+from .rows import Place as Place
+from .study import plan_study as plan_study
+from .text import to_markdown as to_markdown
+from .tokens import TokenCounts as TokenCounts
+from .tokens import count_tokens as count_tokens

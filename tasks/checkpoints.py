@@ -1,0 +1,88 @@
+"""A training that survives its process and its machine: checkpoints in MLflow, progress, an orderly end on SIGTERM."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from lori.config import Runtime
+from lori.training import curve_of
+from tasks import draining, progress, tracking
+from tasks.steps import IS_FIRST, state_dir
+from tasks.tracking.content import locked
+
+LOG = logging.getLogger(__name__)
+CURVE_SECONDS = 30  # between two looks at the curve in MLflow
+SHOW_SECONDS = 1
+
+
+@contextmanager
+def work_dir(key: str) -> Iterator[Path]:
+    """Where this machine keeps the checkpoints of a training, held against its other processes."""
+    directory = state_dir() / "work" / key
+    with locked(directory.with_suffix(".lock")):
+        yield directory
+
+
+def restore(runtime: Runtime, run_id: str, directory: Path) -> None:
+    """Put the newest checkpoint into `directory`: MLflow's, unless what is there is newer."""
+    found, here = tracking.published(runtime, run_id), _step_in(directory)
+    if found and found.step > here:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not tracking.fetch_checkpoint(runtime, run_id, found, directory):
+            LOG.warning("The checkpoint of step %d in MLflow is damaged: the training starts anew.", found.step)
+    if step := _step_in(directory):
+        LOG.info("The training goes on from the checkpoint of step %d.", step)
+
+
+def _step_in(directory: Path) -> int:
+    newest = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    return int(newest.rpartition("-")[2]) if newest else 0
+
+
+class Watch(TrainerCallback):
+    """Publishes checkpoints and the curve, shows progress, and ends the training when its process is told to end."""
+
+    def __init__(self, runtime: Runtime, run_id: str | None, directory: Path, name: str):
+        self.runtime, self.run_id, self.directory, self.name = runtime, run_id, directory, name
+        self.logged = self.shown = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        """All processes end after the same step: each tells the others whether it was told to."""
+        told = torch.tensor(float(draining.requested()), device=args.device)
+        if dist.is_initialized():
+            dist.all_reduce(told)
+        if told and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **_):  # noqa: ARG002
+        """The checkpoint is whole, on all processes."""
+        if self.run_id:
+            tracking.publish_checkpoint(self.runtime, self.run_id, self.directory, state.global_step)
+            tracking.log_curve(self.runtime, self.run_id, curve_of(state))
+
+    def on_log(self, args, state, control, logs=None, **_):  # noqa: ARG002
+        """A point of the curve."""
+        now = time.monotonic()
+        if self.run_id is None or not logs or "loss" not in logs:
+            return
+        if now - self.shown > SHOW_SECONDS or state.global_step == state.max_steps:
+            self.shown = now
+            progress.report(self.name, state.global_step, state.max_steps, loss=logs["loss"])
+        if now - self.logged > CURVE_SECONDS:
+            self.logged = now
+            tracking.log_curve(self.runtime, self.run_id, curve_of(state))
+
+
+def forget(runtime: Runtime, run_id: str, directory: Path) -> None:
+    """The training is over and its adapter logged: its checkpoints are of no more use."""
+    if IS_FIRST:
+        tracking.drop_checkpoints(runtime, run_id)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""A base model beside others: the means of its report, and those that earlier reports logged."""
+
+from collections.abc import Mapping, Sequence
+
+from tasks.paper_tables import NO_MERGE, UNMERGED
+from tasks.tables import Estimate, Table, Value
+from tasks.tracking.reports import Report
+
+SAME = "the same"
+
+
+def to_metrics(means: Mapping[tuple[str, str], Estimate]) -> dict[str, float]:
+    """Means by method and merge for MLflow: `mean/lori-s/concat`, its error, and the number of its seeds."""
+    metrics: dict[str, float] = {}
+    for (method, merge), estimate in means.items():
+        name = f"mean/{method}/{merge}"
+        metrics |= {name: estimate.mean, f"{name}_se": estimate.error, f"{name}_seeds": estimate.num_seeds}
+    return metrics
+
+
+def comparison_table(own: Report, earlier: Sequence[Report]) -> Table:
+    """The base of `own` beside those of `earlier` reports: a row a merge and base, a column a method.
+
+    Of each other base it is the newest of the reports with most tables, and with the same settings if there is one;
+    else the row says what is different. Without another base there is no row.
+    """
+    others = [_chosen(own, earlier, base) for base in sorted({report.base_model for report in earlier})]
+    others = [report for report in others if report.base_model != own.base_model]
+    names = [name.split("/") for name in own.means if not name.endswith(("_se", "_seeds"))]
+    methods, merges = ([*dict.fromkeys(labels)] for labels in list(zip(*names, strict=True))[1:] or ((), ()))
+    rows: list[dict[str, Value]] = [
+        {
+            "merge": NO_MERGE if merge == UNMERGED else merge,
+            "base_model": report.base_model,
+            **{method: _estimate(report, f"mean/{method}/{merge}") for method in methods},
+            "settings": "this report" if report is own else _differences(own, report),
+            "run": report.run_id or None,
+        }
+        for merge in merges
+        for report in (own, *others)
+        if others
+    ]
+    columns = {"merge": "Merge", "base_model": "Base model", **{method: method for method in methods}}
+    return Table("Beside other base models", {**columns, "settings": "Settings", "run": "MLflow run"}, rows)
+
+
+def _chosen(own: Report, reports: Sequence[Report], base: str) -> Report:
+    of_base = [report for report in reports if report.base_model == base]
+    return max(of_base, key=lambda report: (_differences(own, report) == SAME, len(report.tables), report.ended_ms))
+
+
+def _differences(own: Report, other: Report) -> str:
+    """In what the studies of two bases are different beyond the bases."""
+    names = sorted((own.settings.keys() | other.settings.keys()) - {"base_model"})
+    found = [
+        f"{name} {other.settings.get(name, 'unset')}"
+        for name in names
+        if other.settings.get(name) != own.settings.get(name)
+    ]
+    found += sorted(other.versions - own.versions)
+    return ", ".join(found) or SAME
+
+
+def _estimate(report: Report, name: str) -> Estimate | None:
+    means = report.means
+    if name not in means:
+        return None
+    return Estimate(means[name], means[f"{name}_se"], int(means[f"{name}_seeds"]))

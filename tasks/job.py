@@ -1,0 +1,53 @@
+"""One job in a process of its own: `python -m tasks.job JOB ANSWER`, or the same under torchrun for several GPUs."""
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+from uuid import UUID
+
+from tasks import draining
+from tasks.answers import answer, end_with_parent
+from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, job_from_json
+
+
+def main() -> None:
+    """Read the job, compute it, and write what there is to answer, whole or not at all."""
+    job_path, answer_path = map(Path, sys.argv[1:])
+    if IS_ONE_OF_SEVERAL:  # torchrun ends its processes when it is told to, and they end when it is killed
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    draining.install()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    for name in ("lori", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
+    parent = os.getppid()
+    try:
+        text = answer(job_from_json(job_path.read_text()))
+    except SystemExit:
+        if IS_FIRST and os.getppid() != parent:
+            say_crashed()
+        raise
+    if IS_FIRST:
+        partial = answer_path.with_suffix(".partial")
+        partial.write_bytes(text)
+        partial.rename(answer_path)
+
+
+def say_crashed() -> None:
+    """Tell Prefect for the flow run that started this process and is gone.
+
+    A worker that is told to end kills its flow runs, which then stay `Running` until somebody misses their heartbeat.
+    """
+    if flow_run_id := os.environ.get("PREFECT__FLOW_RUN_ID"):
+        from prefect.client.orchestration import get_client
+        from prefect.states import Crashed
+
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(flow_run_id), Crashed(message="Its worker ended; the job was told to end."))
+
+
+if __name__ == "__main__":
+    main()

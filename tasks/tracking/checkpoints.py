@@ -1,0 +1,66 @@
+"""The newest checkpoint of a training, as artifacts of its run, where another machine finds it."""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+
+from lori.config import Runtime
+from tasks.tracking.client import connect
+from tasks.tracking.content import directory_digest
+from tasks.tracking.files import delete_artifacts
+
+CHECKPOINT_TAG = "lori.checkpoint"
+PLACE = "checkpoint"  # among the run's artifacts; a directory a step under it
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that is whole: `step`, and the digest of its files."""
+
+    step: int
+    sha256: str
+
+
+def published(runtime: Runtime, run_id: str) -> Published | None:
+    """What the run's tag says, if there is one."""
+    tag = connect(runtime.tracking_uri).get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+    return Published(**json.loads(tag)) if tag else None
+
+
+def publish_checkpoint(runtime: Runtime, run_id: str, directory: Path, step: int) -> None:
+    """Upload a checkpoint, then say so, then remove the one before: at any moment one is whole."""
+    client, before = connect(runtime.tracking_uri), published(runtime, run_id)
+    if before and before.step == step:
+        return
+    client.log_artifacts(run_id, str(directory), f"{PLACE}/{step}")
+    now = Published(step, directory_digest(directory))
+    client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(asdict(now)))
+    if before:
+        delete_artifacts(runtime, run_id, f"{PLACE}/{before.step}")
+
+
+def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory: Path) -> bool:
+    """Download a checkpoint to `directory`, which must not exist. False if its files are not what was published."""
+    location = f"{connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri}/{PLACE}/{found.step}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetch-") as scratch:
+        fetched = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=location, dst_path=str(Path(scratch, "files")), tracking_uri=runtime.tracking_uri
+            )
+        )
+        if directory_digest(fetched) != found.sha256:
+            return False
+        fetched.rename(directory)
+    return True
+
+
+def drop_checkpoints(runtime: Runtime, run_id: str) -> None:
+    """Remove the checkpoints of a training that is over."""
+    client = connect(runtime.tracking_uri)
+    if CHECKPOINT_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, CHECKPOINT_TAG)
+        delete_artifacts(runtime, run_id, PLACE)

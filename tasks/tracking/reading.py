@@ -1,0 +1,54 @@
+"""Runs that many threads ask for at the same time, read in one request, which takes little longer than for one."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import cache
+
+from mlflow.entities import Run, ViewType
+
+from tasks.tracking.client import connect, experiment_id_of
+
+
+class RunReader:
+    """Of one experiment. One thread reads at a time; those that ask meanwhile are answered by the next, together."""
+
+    def __init__(self, tracking_uri: str, experiment: str) -> None:
+        self._client = connect(tracking_uri)
+        self._experiment_id = experiment_id_of(tracking_uri, experiment)
+        self._turn, self._guard = threading.Lock(), threading.Lock()
+        self._waiting: dict[str, Future[Run | None]] = {}
+
+    def read(self, run_id: str) -> Run:
+        """As `MlflowClient.get_run`, a deleted run too: as it is after the call, not before."""
+        with self._guard:
+            future = self._waiting.setdefault(run_id, Future())
+        with self._turn:
+            if not future.done():
+                self._answer()
+        return future.result() or self._client.get_run(run_id)  # of another experiment, or gone
+
+    def _answer(self) -> None:
+        with self._guard:
+            asked, self._waiting = self._waiting, {}
+        try:
+            found = self._read_together(list(asked))
+        except Exception as error:
+            for future in asked.values():
+                future.set_exception(error)
+            return
+        for run_id, future in asked.items():
+            future.set_result(found.get(run_id))
+
+    def _read_together(self, run_ids: Sequence[str]) -> Mapping[str, Run]:
+        listed = ", ".join(f"'{run_id}'" for run_id in run_ids)
+        runs = self._client.search_runs(
+            [self._experiment_id], f"attributes.run_id IN ({listed})", ViewType.ALL, max_results=len(run_ids)
+        )
+        return {run.info.run_id: run for run in runs}
+
+
+@cache
+def run_reader(tracking_uri: str, experiment: str) -> RunReader:
+    """The reader of an experiment, one per process."""
+    return RunReader(tracking_uri, experiment)

@@ -1,0 +1,110 @@
+"""A training is killed at random moments, twenty times over: the same bytes, one run, one model, a whole curve."""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from cluster import Cluster
+from mlflow import MlflowClient
+
+from lori.config import Handle
+from lori.profiles import PROFILES
+from lori.recipes import data_config, train_config
+from tasks.answers import Computed
+from tasks.launch import Listener, run_in_process
+from tasks.steps import Job, JobCrashed
+
+NUM_KILLS = 20
+NUM_KILLED: list[int] = []
+RANDOM = random.Random(0)
+PROFILE = replace(PROFILES["scale"], num_steps=60)
+IGNORED = Listener(on_line=lambda _: None, on_progress=lambda _: None, check=lambda: None)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """MLflow alone, and this process as the one that starts jobs."""
+    directory = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        made = Cluster(directory)
+        for name, value in made.environment(LORI_GPUS="cpu0", LORI_CHECKPOINT_EVERY="7").items():
+            patch.setenv(name, value)
+        made.start_mlflow()
+        yield made
+        made.close()
+
+
+def training(experiment: str, dataset: Handle) -> Job:
+    return Job(
+        "train",
+        "lori-d nlu",
+        train_config(PROFILE, "lori-d", "nlu", 0),
+        {"dataset": dataset},
+        {"experiment": experiment},
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(running: Cluster) -> Handle:
+    return run_in_process(Job("dataset", "nlu", data_config(PROFILE, "nlu", "train"), {}), IGNORED).handle
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Cluster, dataset: Handle) -> tuple[Computed, float]:
+    """Its result, and the seconds that its process lived."""
+    started = time.monotonic()
+    done = run_in_process(training("undisturbed", dataset), IGNORED)
+    return done, time.monotonic() - started
+
+
+def killed_after(seconds: float, job: Job, cluster: Cluster) -> Computed | None:
+    """The result of `job`, None if it was killed before it had one."""
+    deadline = time.monotonic() + seconds
+
+    def kill_in_time() -> None:
+        if time.monotonic() > deadline:
+            for process in cluster.processes("-m tasks.job"):
+                process.kill()
+
+    try:
+        return run_in_process(job, replace(IGNORED, check=kill_in_time))
+    except JobCrashed:
+        return None
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("trial", range(NUM_KILLS))
+def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(
+    trial: int, running: Cluster, dataset: Handle, undisturbed: tuple[Computed, float]
+) -> None:
+    expected, lifetime = undisturbed
+    job = training(f"trial-{trial}", dataset)
+    done, num_killed = None, 0
+    while done is None and num_killed < 2:
+        done = killed_after(RANDOM.uniform(0.4, 0.95) * lifetime, job, running)
+        num_killed += done is None
+    NUM_KILLED.append(num_killed)
+    done = done or run_in_process(job, IGNORED)
+    assert done.handle.sha256 == expected.handle.sha256
+    client = MlflowClient(running.mlflow_uri)
+    experiment = client.get_experiment_by_name(f"trial-{trial}")
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(client.search_logged_models([experiment.experiment_id])) == 1
+    assert curve(client, run.info.run_id) == curve(client, expected.handle.run_id)
+
+
+def curve(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Each step's values, as often as they were logged."""
+    names = ("train/loss", "train/learning_rate", "train/gradient_norm")
+    return {
+        name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, name)) for name in names
+    }
+
+
+def test_most_of_them_were_really_killed() -> None:
+    assert len(NUM_KILLED) == NUM_KILLS
+    assert sum(NUM_KILLED) >= NUM_KILLS
