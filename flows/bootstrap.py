@@ -185,7 +185,7 @@ def ensure_zombie_automation(client: SyncPrefectClient, seconds: int) -> None:
         name=ZOMBIES,
         description="A flow run that no longer sends heartbeats is lost with its machine.",
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
+            after={"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"},  # lost before its first heartbeat
             expect={"prefect.flow-run.*"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},

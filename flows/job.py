@@ -16,11 +16,13 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
 from tasks import tracking
-from tasks.launch import Listener, run_in_process
-from tasks.steps import JobCrashed, JobFailed, job_key, make_job
+from tasks.answers import Computed
+from tasks.launch import FLOW_RUN, Listener, run_in_process
+from tasks.steps import Job, JobFailed, job_key, make_job
 
 SHOW_SECONDS = 5
 
@@ -44,28 +46,41 @@ def job(
         place: Fields of Runtime (lori/config.py) that the study was told; this worker's environment says the others.
         key: The cell's key, as the driver's code names it.
     """
+    log = get_run_logger()
+    try:
+        done, waited = _compute(make_job(step, name, config, inputs, place), key, log)
+    except JobFailed as failure:
+        log.error("\n".join([str(failure), *getattr(failure, "__notes__", [])]))
+        return Failed(message=str(failure))
+    except Exception as error:  # of this machine, not of the step: another one may do better
+        log.exception("The job could not be run.")
+        return Crashed(message=str(error))
+    return Completed(message=f"{done.seconds:.1f} s, and {waited:.1f} s for its turn and its process.")
+
+
+def _compute(asked: Job, key: str, log: Any) -> tuple[Computed, float]:
+    """The result, and the seconds that were not spent on it.
+
+    Raises:
+        JobFailed: if the step raised. JobCrashed: if its process died. ValueError: if it can't be computed here.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ValueError("This worker has no MLFLOW_TRACKING_URI: its results would be where nobody finds them.")
-    asked = make_job(step, name, config, inputs, place)
     if job_key(asked) != key:
         raise ValueError(
             f"The driver calls this cell {key}, the code here {job_key(asked)}: they must be of the same commit."
         )
-    log = get_run_logger()
+    os.environ[FLOW_RUN] = str(flow_run.id)
     show = progress_shower(log)
     started = time.monotonic()
+    done = run_in_process(asked, Listener(on_line=log.info, on_progress=show, check=lambda: None))
+    show({"what": asked.step, "done": 1, "total": 1})
     try:
-        done = run_in_process(asked, Listener(on_line=log.info, on_progress=show, check=lambda: None))
-    except JobCrashed as crash:
-        return Crashed(message=str(crash))
-    except JobFailed as failure:
-        log.error("\n".join([str(failure), *getattr(failure, "__notes__", [])]))
-        return Failed(message=str(failure))
-    show({"what": step, "done": 1, "total": 1})
-    if url := tracking.run_url(asked.runtime, done.handle.run_id):
-        create_link_artifact(url, key="lori-job-mlflow", link_text="MLflow run", description=asked.title)
-    waited = time.monotonic() - started - done.seconds
-    return Completed(message=f"{done.seconds:.1f} s, and {waited:.1f} s for its turn and its process.")
+        if url := tracking.run_url(asked.runtime, done.handle.run_id):
+            create_link_artifact(url, key="lori-job-mlflow", link_text="MLflow run", description=asked.title)
+    except Exception as error:  # the result is there, whatever became of the link to it
+        log.warning("No link to the result: %r", error)
+    return done, time.monotonic() - started - done.seconds
 
 
 def progress_shower(log: Any) -> Callable[[Mapping[str, Any]], None]:

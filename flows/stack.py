@@ -50,8 +50,10 @@ NOISE = re.compile(
 )
 SETTINGS = {
     "DO_NOT_TRACK": "1",
+    "PREFECT_CLIENT_MAX_RETRIES": "7",  # waits of 2, 4, … 128 s: the server may be away for some minutes
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     "PREFECT_LOGGING_COLORS": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "lori,tasks",
     "PREFECT_LOGGING_LOG_PRINTS": "true",  # the lines that a flow prints are its progress
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -152,7 +154,7 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
         prefect = begin("prefect", *PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(ports[0]))
         wait_until_healthy(prefect, f"{addresses.prefect}/api/health")
         _bootstrap(env)
-        for name, options in _workers(executor).items():
+        for name, options in workers(executor).items():
             begin(name, *PREFECT, "worker", "start", "--name", name, *options)
         wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
         yield addresses, running
@@ -175,13 +177,13 @@ def _bootstrap(env: dict[str, str]) -> None:
         raise StackError(f"The Prefect server could not be made ready.\n{done.stdout}{done.stderr}")
 
 
-def _workers(executor: str) -> dict[str, list[str]]:
+def workers(executor: str) -> dict[str, list[str]]:
     """Each worker's name and options: one for flows and, if jobs are flow runs of their own, one for these."""
-    workers = {"worker": ["--pool", DRIVER_POOL]}
+    options = {"worker": ["--pool", DRIVER_POOL]}
     if executor == "deployment":
         num_jobs = len(slots.gpu_ids()) or slots.num_workers()
-        workers["gpu-worker"] = ["--pool", GPU_POOL, "--limit", str(num_jobs)]
-    return workers
+        options["gpu-worker"] = ["--pool", GPU_POOL, "--limit", str(num_jobs)]
+    return options
 
 
 def paper(params: Sequence[str]) -> int:

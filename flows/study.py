@@ -24,6 +24,7 @@ from lori.models import identity, split_base
 from tasks import report, tracking
 from tasks.cells import Cells, Future, is_refreshed, to_handle
 from tasks.executors import check_executor, interruptible
+from tasks.progress import log_at_info
 from tasks.steps import STEPS, local_runtime, state_dir
 from tasks.tracking.content import locked
 
@@ -82,6 +83,7 @@ def begin(
         ValueError: for an unknown name, with the known ones; for a base model or rows that can't be used.
         RuntimeError: for what can't be fetched; if programs can't be contained, or MLflow can't be reached.
     """
+    log_at_info()
     hardware = hardware or Hardware()
     executor = check_executor(1 if plan_only else hardware.num_gpus)
     runtime = local_runtime()

@@ -2,8 +2,10 @@
 
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,9 +18,9 @@ from lori.merging import merge
 from lori.methods import method
 from lori.training import train
 from tasks import draining, tracking
-from tasks.checkpoints import Watch, forget, restore, work_dir
+from tasks.checkpoints import Watch, forget, restore
 from tasks.data import ROWS_FILE
-from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir
+from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
 
 CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 
@@ -54,16 +56,30 @@ def train_adapter(
         "lori.domain": config.domain,
         "lori.seed": str(config.seed),
     }
-    with work_dir(key) as work, tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id:
-        if not runtime.refresh and (found := tracking.find_handle(runtime, key)):
+    # That of several processes is held by who started them, and was looked for by it
+    held = nullcontext(state_dir() / "work" / key) if IS_ONE_OF_SEVERAL else work_dir(key)
+    with held as work:
+        if not IS_ONE_OF_SEVERAL and not runtime.refresh and (found := tracking.find_handle(runtime, key)):
             return found  # of another process, which had the work directory before
+        handle = _logged(training, work, tags=tags, params=params, runtime=runtime)
+        tracking.save_handle(runtime, handle)  # before what it was made from is forgotten
+        forget(runtime, handle.run_id, work)
+    return handle
+
+
+def _logged(
+    training: "Training", work: Path, *, tags: dict[str, str], params: dict[str, Any], runtime: Runtime
+) -> Handle:
+    """Train, with all that MLflow is told of it."""
+    name, key = training.name, training.key
+    with tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id:
         restore(runtime, run_id, work / CHECKPOINTS)
         curve, metrics = _train(training, run_id, work, runtime)
         uri, sha256 = tracking.log_model(runtime, run_id, key, work / OUT, kind="adapter", name=name, params=params)
         tracking.log_curve(runtime, run_id, curve)
         tracking.log_metrics(runtime, run_id, metrics)
-        tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from) if handle])
-        forget(runtime, run_id, work)
+        inputs = (training.mask, training.start_from)
+        tracking.link_inputs(runtime, run_id, [handle for handle in inputs if handle])
     return Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
 
 

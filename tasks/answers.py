@@ -13,7 +13,7 @@ WATCH_SECONDS = 0.5  # a process looks this often whether its parent is still th
 
 @dataclass(frozen=True)
 class Computed:
-    """A result and the seconds that it took, without the time that it waited for its turn."""
+    """A result and the seconds that it took; those of a flow run of its own count its wait for a GPU, too."""
 
     handle: Handle
     seconds: float
@@ -35,6 +35,11 @@ def answer(job: Job) -> bytes:
         return json.dumps(asdict(compute(job))).encode()
     except JobFailed as failure:
         return json.dumps({"error": str(failure), "notes": failure.__notes__}).encode()
+
+
+def is_error(text: bytes) -> bool:
+    """Whether an answer says what went wrong."""
+    return "error" in json.loads(text)
 
 
 def read_answer(text: bytes) -> Computed:

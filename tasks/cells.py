@@ -4,6 +4,7 @@ The cache key is the job's key, so that Prefect, MLflow and the local cache name
 believed only if its artifact is still there; two runs that want the same cell at the same time compute it once.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from tasks.executors import execute
 from tasks.locks import FlockLocks
 from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_key
 
+LOG = logging.getLogger(__name__)
 Future = PrefectFuture[dict[str, Any]]
 RETRY_SECONDS = [1.0, 10.0, 60.0, 300.0]  # after each crash
 
@@ -39,7 +41,7 @@ class Cells:
 
     `place` is what `local_runtime` is told of where to compute, `submit` is how a cell is asked for. `titles` and
     `names` are for people: `train lora math  seed 0` is the title of `lora math  seed 0`. Cells whose title starts
-    with one of `refresh` are computed although they are there.
+    with one of `refresh`, and those that read them, are computed although they are there.
     """
 
     place: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Cells:
     futures: dict[tuple[Any, ...], Future] = field(default_factory=dict)
     titles: dict[Future, str] = field(default_factory=dict)
     names: dict[Future, str] = field(default_factory=dict)
+    refreshed: set[Future] = field(default_factory=set)
 
 
 def prepare_dataset(cells: Cells, config: DataConfig) -> Future:
@@ -91,9 +94,12 @@ def _ask(cells: Cells, step: str, name: str, config: Any, **inputs: Future | lis
     asked = (step, config, *((role, tuple(v) if isinstance(v, list) else v) for role, v in given.items()))
     if asked not in cells.futures:
         title = f"{step} {name}"
-        place = {**cells.place, "refresh": is_refreshed(title, cells.refresh)}
+        sources = [item for value in given.values() for item in (value if isinstance(value, list) else [value])]
+        refresh = is_refreshed(title, cells.refresh) or not cells.refreshed.isdisjoint(sources)
+        place = {**cells.place, "refresh": refresh}
         future = cells.submit(step=step, name=name, config=config, inputs=given, place=place)
         cells.futures[asked], cells.titles[future], cells.names[future] = future, title, name
+        cells.refreshed.update([future] if refresh else [])
     return cells.futures[asked]
 
 
@@ -134,9 +140,12 @@ class CheckedHandle(CachePolicy):
         job = _job(**inputs)
         first = name = job_key(job)
         generation = 0
-        while not _is_usable(task_ctx.result_store, name, job):
-            generation += 1
-            name = f"{first}-g{generation}"
+        try:
+            while not _is_usable(task_ctx.result_store, name, job):
+                generation += 1
+                name = f"{first}-g{generation}"
+        except Exception as error:  # Prefect would go on without a key: uncached, and beside whoever computes the same
+            LOG.warning("%s: whether its result is still in MLflow can't be asked: %r", job.title, error)
         return name
 
 

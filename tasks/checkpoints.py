@@ -3,8 +3,6 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,20 +13,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from lori.config import Runtime
 from lori.training import curve_of
 from tasks import draining, progress, tracking
-from tasks.steps import IS_FIRST, state_dir
-from tasks.tracking.content import locked
+from tasks.steps import IS_FIRST
 
 LOG = logging.getLogger(__name__)
 CURVE_SECONDS = 30  # between two looks at the curve in MLflow
 SHOW_SECONDS = 1
-
-
-@contextmanager
-def work_dir(key: str) -> Iterator[Path]:
-    """Where this machine keeps the checkpoints of a training, held against its other processes."""
-    directory = state_dir() / "work" / key
-    with locked(directory.with_suffix(".lock")):
-        yield directory
 
 
 def restore(runtime: Runtime, run_id: str, directory: Path) -> None:
@@ -37,7 +26,8 @@ def restore(runtime: Runtime, run_id: str, directory: Path) -> None:
     if found and found.step > here:
         shutil.rmtree(directory, ignore_errors=True)
         if not tracking.fetch_checkpoint(runtime, run_id, found, directory):
-            LOG.warning("The checkpoint of step %d in MLflow is damaged: the training starts anew.", found.step)
+            LOG.warning("The checkpoint of step %d is no longer whole in MLflow: it starts anew.", found.step)
+            tracking.drop_checkpoints(runtime, run_id)
     if step := _step_in(directory):
         LOG.info("The training goes on from the checkpoint of step %d.", step)
 

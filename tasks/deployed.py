@@ -8,6 +8,7 @@ crashed, was cancelled, or left no result.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from itertools import count
 from typing import TypeVar
 from uuid import UUID
@@ -27,7 +28,8 @@ from tasks.answers import Computed
 from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed, find_result, job_key
 
 DEPLOYMENT = "lori-job/gpu"
-ALONE_SECONDS = 30  # that a job may wait before we look whether any worker is there, and again after as long
+LOOK_SECONDS, SAY_SECONDS = 15, 60  # a job that waits: how often we look for a worker, and say that there is none
+ALIVE_SECONDS = 45  # a worker's heartbeat, 30 s, and its way; Prefect itself waits for three of them
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.5, 10.0  # the poll interval grows with the time waited
 AWAY_SECONDS = 900  # that the server may be away
 T = TypeVar("T")
@@ -42,6 +44,7 @@ def run_as_flow(job: Job, *, check: Callable[[], None]) -> Computed:
     """
     with get_client(sync_client=True) as client:
         asked_for = _asked_for(client, job)
+        is_anothers = _asker_of(client, asked_for) != UUID(flow_run.id)
         try:
             run = _wait(client, asked_for, job, check)
         except JobCancelled:
@@ -49,11 +52,18 @@ def run_as_flow(job: Job, *, check: Callable[[], None]) -> Computed:
             raise
     state, link = run.state, url_for("flow-run", run.id)
     assert state
-    if state.is_completed():
-        if (found := find_result(replace(job, place={**job.place, "refresh": False}))) is None:
-            raise JobCrashed(f"{job.title}: its flow run completed, but MLflow has no result. {link}")
+    # Its result counts more than its state: a run that was given up may have ended all the same
+    found = find_result(replace(job, place={**job.place, "refresh": False}) if state.is_completed() else job)
+    if found:
         return Computed(found, run.total_run_time.total_seconds())
+    if state.is_completed():
+        raise JobFailed(
+            f"{job.title}: its flow run completed, but this driver's MLflow has no result: MLFLOW_TRACKING_URI must"
+            f" name the same server here and for the workers. {link}"
+        )
     if state.is_cancelled():
+        if is_anothers:
+            raise JobCrashed(f"{job.title}: it was cancelled with the study that had asked for it. {link}")
         raise JobCancelled(f"{job.title}: its flow run was cancelled. {link}")
     if state.is_crashed():
         raise JobCrashed(f"{state.message} {link}")
@@ -100,14 +110,15 @@ def _create(job: Job, idempotency_key: str) -> FlowRun:
 
 
 def _wait(client: SyncPrefectClient, run: FlowRun, job: Job, check: Callable[[], None]) -> FlowRun:
-    started = looked = time.monotonic()
-    while not _is_over(run):
+    started = time.monotonic()
+    next_look = started + LOOK_SECONDS
+    while run.state is None or not run.state.is_final():
         waited = time.monotonic() - started
         _sleep(min(MAX_POLL_SECONDS, max(FIRST_POLL_SECONDS, waited / 10)), check)
         run = _patiently(lambda run_id=run.id: client.read_flow_run(run_id))
-        if run.start_time is None and time.monotonic() - looked > ALONE_SECONDS:
-            _say_if_nobody_comes(client, run, job)
-            looked = time.monotonic()
+        if run.start_time is None and time.monotonic() > next_look:
+            nobody = _say_if_nobody_comes(client, run, job)
+            next_look = time.monotonic() + (SAY_SECONDS if nobody else LOOK_SECONDS)
     return run
 
 
@@ -118,14 +129,20 @@ def _cancel_with_us(client: SyncPrefectClient, run: FlowRun) -> None:
     """
     ours = client.read_flow_run(UUID(flow_run.id))
     if ours.state and (ours.state.is_cancelling() or ours.state.is_cancelled()):
-        asker = run.parent_task_run_id and client.read_task_run(run.parent_task_run_id).flow_run_id
-        is_anothers = asker and asker != ours.id and not _is_over(client.read_flow_run(asker))
-        if not is_anothers:
+        asker = _asker_of(client, run)
+        if asker in (None, ours.id) or _is_over(client.read_flow_run(asker)):
             client.set_flow_run_state(run.id, Cancelling(message="The study that asked for it was cancelled."))
 
 
+def _asker_of(client: SyncPrefectClient, run: FlowRun) -> UUID | None:
+    """The study that a job's flow run belongs to, and is cancelled with."""
+    task_run_id = run.parent_task_run_id
+    return task_run_id and _patiently(lambda: client.read_task_run(task_run_id)).flow_run_id
+
+
 def _is_over(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_final()
+    """Whether nothing more comes of it."""
+    return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
 
 
 def _sleep(seconds: float, check: Callable[[], None]) -> None:
@@ -135,10 +152,12 @@ def _sleep(seconds: float, check: Callable[[], None]) -> None:
         time.sleep(min(seconds, 0.2))
 
 
-def _say_if_nobody_comes(client: SyncPrefectClient, run: FlowRun, job: Job) -> None:
+def _say_if_nobody_comes(client: SyncPrefectClient, run: FlowRun, job: Job) -> bool:
     pool = run.work_pool_name or ""
     workers = _patiently(lambda: client.read_workers_for_work_pool(pool))
-    if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
+    beats = [worker.last_heartbeat_time for worker in workers if worker.status == WorkerStatus.ONLINE]
+    nobody = not any(beat and (datetime.now(UTC) - beat).total_seconds() < ALIVE_SECONDS for beat in beats)
+    if nobody:
         get_run_logger().warning(
             "%s waits, and no worker is online for the work pool %s: start one with"
             " `prefect worker start --pool %s --limit <GPUs of its machine>`.",
@@ -146,6 +165,7 @@ def _say_if_nobody_comes(client: SyncPrefectClient, run: FlowRun, job: Job) -> N
             pool,
             pool,
         )
+    return nobody
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -20,7 +20,7 @@ _INTERRUPTED = threading.Event()
 def run_inline(job: Job) -> Computed:
     """In this process, one job at a time."""
     with _INLINE:
-        _check_wanted()
+        check_wanted()
         return compute(job)
 
 
@@ -38,12 +38,12 @@ def run_in_subprocess(job: Job) -> Computed:
     def show(point: Mapping[str, Any]) -> None:
         progress.report(**point)
 
-    return run_in_process(job, Listener(on_line=say, on_progress=show, check=_check_wanted))
+    return run_in_process(job, Listener(on_line=say, on_progress=show, check=check_wanted))
 
 
 def run_on_worker(job: Job) -> Computed:
     """As a flow run of `lori-job/gpu`, by a worker on any machine."""
-    return run_as_flow(job, check=_check_wanted)
+    return run_as_flow(job, check=check_wanted)
 
 
 EXECUTORS: dict[str, Callable[[Job], Computed]] = {
@@ -71,6 +71,8 @@ def check_executor(num_gpus: int = 1) -> str:
             " deployment (workers)."
         )
     workers = slots.num_workers()
+    if name == "deployment" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ValueError("LORI_EXECUTOR=deployment needs MLFLOW_TRACKING_URI: the MLflow server of the workers.")
     if name != "deployment":
         _check_gpus(name, num_gpus, workers)
     return name
@@ -100,7 +102,10 @@ def execute(job: Job) -> Computed:
     return run(job)
 
 
-def _check_wanted() -> None:
+def check_wanted() -> None:
+    """Raises:
+    JobCancelled: if the run was interrupted.
+    """
     if _INTERRUPTED.is_set():
         raise JobCancelled("The run was interrupted.")
 

@@ -5,11 +5,16 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
+import psutil
+
 from tasks import draining
-from tasks.answers import answer, end_with_parent
+from tasks.answers import answer, end_with_parent, is_error
+from tasks.launch import FLOW_RUN
+from tasks.progress import log_at_info
 from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, job_from_json
 
 
@@ -20,20 +25,27 @@ def main() -> None:
         threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     draining.install()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    for name in ("lori", "tasks"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    log_at_info()
     warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
-    parent = os.getppid()
     try:
         text = answer(job_from_json(job_path.read_text()))
     except SystemExit:
-        if IS_FIRST and os.getppid() != parent:
+        if IS_FIRST and not psutil.pid_exists(int(os.environ["LORI_LAUNCHER"])):
             say_crashed()
         raise
-    if IS_FIRST:
-        partial = answer_path.with_suffix(".partial")
-        partial.write_bytes(text)
-        partial.rename(answer_path)
+    failed = is_error(text)
+    if IS_FIRST or failed:
+        _write(text, answer_path)
+    if failed and IS_ONE_OF_SEVERAL:
+        os._exit(1)  # torchrun then ends the others, which wait for this process
+
+
+def _write(text: bytes, path: Path) -> None:
+    """Whole or not at all; of several answers the first one counts."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(text)
+    with suppress(FileExistsError):
+        os.link(partial, path)
 
 
 def say_crashed() -> None:
@@ -41,7 +53,7 @@ def say_crashed() -> None:
 
     A worker that is told to end kills its flow runs, which then stay `Running` until somebody misses their heartbeat.
     """
-    if flow_run_id := os.environ.get("PREFECT__FLOW_RUN_ID"):
+    if flow_run_id := os.environ.get(FLOW_RUN):
         from prefect.client.orchestration import get_client
         from prefect.states import Crashed
 

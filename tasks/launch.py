@@ -9,18 +9,20 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import progress, slots
 from tasks.answers import Computed, read_answer
-from tasks.steps import COMPUTE_SETTINGS, Job, JobCrashed, job_to_json
+from tasks.steps import COMPUTE_SETTINGS, Job, JobCrashed, find_result, job_key, job_to_json, work_dir
 
 ROOT = Path(__file__).resolve().parents[1]
+FLOW_RUN = "LORI_FLOW_RUN"  # the id of the flow run that asked for the job, in its environment
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 25  # for a last checkpoint; Prefect kills a flow run 30 s after it told it to end
+LISTEN_SECONDS = 10  # for the last of its progress to be shown
 LAST_LINES = 5  # of its output, in the message about its death
 
 
@@ -44,13 +46,22 @@ def run_in_process(job: Job, listener: Listener) -> Computed:
     """
     with (
         slots.held(job.num_gpus, while_waiting=listener.check) as (ids, descriptors),
+        work_dir(job_key(job), while_waiting=listener.check) if job.num_gpus > 1 else nullcontext(),
         tempfile.TemporaryDirectory(prefix="lori-job-") as scratch,
     ):
+        if job.num_gpus > 1 and (found := find_result(job)):  # its processes would not all see it at the same moment
+            return Computed(found, 0.0)
         job_path, answer_path = Path(scratch, "job.json"), Path(scratch, "answer.json")
         job_path.write_text(job_to_json(job))
+        progress_path = Path(scratch, "progress.jsonl")
+        progress_path.touch()
         listener.on_line(f"{job.title} on {', '.join(ids)}")
         lines: deque[str] = deque(maxlen=LAST_LINES)
-        with _started(_command(job, job_path, answer_path), ids, descriptors, listener, lines) as process:
+        own = {progress.PROGRESS_FILE: str(progress_path), "LORI_LAUNCHER": str(os.getpid())}
+        with (
+            _heard_progress(progress_path, listener),
+            _started(_command(job, job_path, answer_path), ids, descriptors, listener, lines, own) as process,
+        ):
             _wait(process, listener.check)
         if not answer_path.exists():
             raise JobCrashed(f"{job.title}: {_cause_of_death(process.returncode)}{_last_words(lines)}")
@@ -66,16 +77,20 @@ def _command(job: Job, *paths: Path) -> list[str]:
 
 @contextmanager
 def _started(
-    command: Sequence[str], ids: Sequence[str], descriptors: Sequence[int], listener: Listener, lines: deque[str]
+    command: Sequence[str],
+    ids: Sequence[str],
+    descriptors: Sequence[int],
+    listener: Listener,
+    lines: deque[str],
+    own: Mapping[str, str],
 ) -> Iterator[subprocess.Popen[str]]:
-    """The process, its two pipes read by threads; it and all that it started are gone when this is left."""
-    reading, writing = os.pipe()
+    """The process, its output read by a thread; it and all that it started are gone when this is left."""
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": python_path, progress.PROGRESS_FD: str(writing), "PYTHONUNBUFFERED": "1"}
+    own = {**own, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
         env={**os.environ, **COMPUTE_SETTINGS, **slots.environment_of(ids), **own},
-        pass_fds=[writing, *descriptors],
+        pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,7 +98,6 @@ def _started(
         errors="replace",
         start_new_session=True,  # Ctrl-C is for us, and we end the job
     )
-    os.close(writing)
 
     def hear_lines() -> None:
         assert process.stdout
@@ -91,20 +105,35 @@ def _started(
             lines.append(line.rstrip())
             listener.on_line(line.rstrip())
 
-    def hear_progress() -> None:
-        with os.fdopen(reading) as pipe:
-            for line in pipe:
-                listener.on_progress(json.loads(line))
-
-    threads = [threading.Thread(target=hear) for hear in (hear_lines, hear_progress)]
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=hear_lines)
+    thread.start()
     try:
         yield process
     finally:
         _end(process)
-        for thread in threads:
-            thread.join()
+        thread.join()
+
+
+@contextmanager
+def _heard_progress(path: Path, listener: Listener) -> Iterator[None]:
+    """Pass on what is written to `path`, in a thread: whoever listens may be slow."""
+    over = threading.Event()
+
+    def hear() -> None:
+        with path.open() as file:
+            is_last = False
+            while not is_last:
+                is_last = over.wait(POLL_SECONDS)
+                for line in file:
+                    listener.on_progress(json.loads(line))
+
+    thread = threading.Thread(target=hear, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(LISTEN_SECONDS)
 
 
 def _wait(process: subprocess.Popen[str], check: Callable[[], None]) -> None:

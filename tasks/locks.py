@@ -10,6 +10,7 @@ from typing import Self
 
 from prefect.locking.protocol import LockManager
 
+from tasks.executors import check_wanted
 from tasks.steps import state_dir
 
 POLL_SECONDS = 0.1
@@ -43,13 +44,14 @@ class FlockLocks(LockManager):
         acquire_timeout: float | None = None,
         hold_timeout: float | None = None,  # noqa: ARG002
     ) -> bool:
-        """Wait for the lock; False if `acquire_timeout` seconds were not enough."""
+        """Wait for the lock, unless the run is interrupted; False if `acquire_timeout` seconds were not enough."""
         if self.is_lock_holder(key, holder):
             return True
         started = time.monotonic()
         while (descriptor := self._try(key)) is None:
             if acquire_timeout is not None and time.monotonic() - started > acquire_timeout:
                 return False
+            check_wanted()
             time.sleep(POLL_SECONDS)
         with self._guard:
             self._held[key] = (holder, descriptor)

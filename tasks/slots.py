@@ -10,7 +10,8 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 POLL_SECONDS = 0.5
@@ -58,12 +59,16 @@ def _checked(ids: list[str], present: Sequence[str]) -> list[str]:
     return ids
 
 
+@cache
 def _gpus_of_this_machine() -> tuple[list[str], list[str]]:
     """The number of each GPU, and the UUIDs of all of them and of their MIG parts."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return [], []
+    if done.returncode:  # not a machine without GPUs, on which everything would be computed by the CPU
+        raise ValueError(f"nvidia-smi fails ({(done.stdout + done.stderr).strip()}): mend it, or set LORI_DEVICE=cpu.")
+    listed = done.stdout
     return re.findall(r"^GPU (\d+): ", listed, re.M), re.findall(r"\(UUID: ((?:GPU|MIG)-[\w/-]+)\)", listed)
 
 
@@ -117,8 +122,9 @@ def _open(name: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # where it is another user's, O_CREAT would be refused
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o1777)
+        with suppress(FileExistsError):
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o1777)
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.fchmod(descriptor, 0o666)
         return descriptor

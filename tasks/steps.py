@@ -6,7 +6,8 @@ import pkgutil
 import shutil
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from lori.config import (
     step_key,
 )
 from tasks import tracking
+from tasks.tracking.content import locked
 
 # Of every process that computes: sums over more threads have other last bits, and two processes share the cores
 COMPUTE_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+FULL_BYTES = 1 << 20
 ONE, ALL = 1, None  # of the GPUs that a training may have
 # torchrun says so. Its processes do not ask MLflow each for itself: answers may differ, and they go the same way
 IS_ONE_OF_SEVERAL = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -156,9 +159,10 @@ def run_step(job: Job) -> Handle:
 
 def _advice(error: Exception) -> str:
     """What to do about a full disk, which no library calls by the same name."""
-    if "No space left on device" not in str(error):
+    places = (state_dir() / "work", state_dir(), Path(tempfile.gettempdir()))
+    free = {place: shutil.disk_usage(place).free for place in places if place.is_dir()}
+    if "No space left on device" not in str(error) and min(free.values()) > FULL_BYTES:  # torch says it in no words
         return ""
-    free = {place: shutil.disk_usage(place).free for place in (str(state_dir()), tempfile.gettempdir())}
     listed = ", ".join(f"{place} ({number / 1e6:.0f} MB free)" for place, number in free.items())
     return f" A disk is full: make room at {listed} or in MLflow's store, and run the flow again. What is done stays."
 
@@ -166,6 +170,14 @@ def _advice(error: Exception) -> str:
 def state_dir() -> Path:
     """Where this machine keeps databases, results, locks and logs: `LORI_DIR`, or `.lori` in the working directory."""
     return Path(os.environ.get("LORI_DIR", ".lori")).resolve()
+
+
+@contextmanager
+def work_dir(key: str, *, while_waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Where this machine keeps the checkpoints of a training, held against its other processes."""
+    directory = state_dir() / "work" / key
+    with locked(directory.with_suffix(".lock"), while_waiting=while_waiting):
+        yield directory
 
 
 def local_runtime(**place: Any) -> Runtime:

@@ -139,9 +139,11 @@ def broken_summary(*_: object) -> None:
     raise ZeroDivisionError("a bug")
 
 
-def test_a_cell_that_is_to_be_refreshed_is_computed_alone(paper: dict[str, int], computed: Computed) -> None:
+def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
+    paper: dict[str, int], computed: Computed
+) -> None:
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lora"])
-    assert computed() == ["train lora nlu  seed 0"]
+    assert computed() == ["evaluate lora nlu  seed 0  on nlu", "train lora nlu  seed 0"]
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["all"])
     assert len(computed()) == 4
     adapt(profile="smoke", domains=["nlu"], methods=["lora"])

@@ -154,12 +154,24 @@ def test_two_gpus_train_one_adapter_in_one_run(inline: Handle, dataset: Handle) 
     heard = Heard()
     done = run_in_process(training("two", dataset, num_gpus=2), heard.listener())
     assert heard.lines[0] == "train lori-d nlu on cpu0, cpu1"
+    assert (heard.points[-1]["done"], heard.points[-1]["total"]) == (30, 30)
     run, model = run_of("two")
     assert (run.info.run_id, model.model_uri) == (done.handle.run_id, done.handle.uri)
     ours, theirs = (weights(handle) for handle in (done.handle, inline))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.allclose(theirs[name], rtol=1e-3, atol=1e-5), name  # sums in another order
+
+
+def test_a_result_that_is_there_starts_no_process_for_any_gpu(dataset: Handle) -> None:
+    assert run_in_process(training("two", dataset, num_gpus=2), (heard := Heard()).listener()).seconds == 0
+    assert heard.lines == []
+
+
+def test_what_fails_on_two_gpus_ends_both_and_comes_back_with_its_message(dataset: Handle) -> None:
+    broken = replace(dataset, uri="runs:/0123/rows", run_id="0123", sha256="0" * 64)  # no process can read it
+    with pytest.raises(JobFailed, match="dataset data-nlu-train is not in MLflow as it was logged"):
+        run_in_process(training("broken", broken, num_gpus=2), Heard().listener())
 
 
 def weights(handle: Handle):

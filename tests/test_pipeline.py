@@ -90,16 +90,19 @@ def test_an_unknown_parameter_and_a_wrong_type_are_refused_before_anything_start
 
 
 def test_a_schedule_fires(running: Cluster, paper: str) -> None:
+    often = IntervalSchedule(interval=timedelta(seconds=20))
     with running.client() as client:
         deployment = client.read_deployment_by_name("lori/full-paper")
-        every_second = IntervalSchedule(interval=timedelta(seconds=5))
-        (schedule,) = client.create_deployment_schedules(deployment.id, [(every_second, True)])
+        told = {"parameters": {"profile": "smoke", **CELLS}, "slug": "often"}
+        (schedule,) = client.create_deployment_schedules(deployment.id, [(often, True)], **told)
     try:
 
-        def scheduled() -> list:
-            return [run for run in running.flow_runs("") if run.auto_scheduled]
+        def fired() -> list:
+            """Runs that the scheduler made of this deployment, and that the worker took and ended."""
+            runs = running.flow_runs("lori smoke")
+            return [run for run in runs if run.auto_scheduled and run.state.is_completed()]
 
-        wait_until(scheduled, 90, "for the scheduler")
+        assert wait_until(fired, 150, "for a scheduled run")[0].deployment_id == deployment.id
     finally:
         with running.client() as client:
             client.delete_deployment_schedule(deployment.id, schedule.id)

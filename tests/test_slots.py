@@ -30,6 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with locks of its own, and no settings; its `nvidia-smi` lists two GPUs."""
     for name in ("LORI_GPUS", "CUDA_VISIBLE_DEVICES", "LORI_DEVICE", "LORI_WORKERS"):
         monkeypatch.delenv(name, raising=False)
+    slots._gpus_of_this_machine.cache_clear()
     monkeypatch.setenv("LORI_LOCK_DIR", str(tmp_path / "locks"))
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Servers and a worker that are started and stopped together: what goes wrong, and that nothing is left."""
+"""Servers and workers that are started and stopped together: what goes wrong, and that nothing is left."""
 
 import os
 import signal
@@ -65,6 +65,39 @@ def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_
     assert process.returncode == 1
     assert output.startswith("lori: LORI_PREFECT_PORT=")
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"LORI_EXECUTOR": "cloud"}, "lori: Unknown executor LORI_EXECUTOR='cloud'. Known: "),
+        (
+            {"LORI_EXECUTOR": "pool", "LORI_WORKERS": "two"},
+            "lori: LORI_WORKERS='two' is not a number of worker processes",
+        ),
+    ],
+)
+def test_an_executor_that_cannot_work_is_said_before_anything_starts(
+    environment: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    process = run_stack("paper", directory=tmp_path, **environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.startswith(sentence)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_jobs_that_are_flow_runs_get_a_worker_that_takes_one_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORI_GPUS", "cpu0,cpu1,cpu2")
+    assert stack.workers("pool") == {"worker": ["--pool", "lori-cpu"]}
+    assert stack.workers("deployment")["gpu-worker"] == ["--pool", "lori-gpu", "--limit", "3"]
+
+
+def test_a_worker_that_dies_ends_the_wait(tmp_path: Path) -> None:
+    worker = start("worker", ["sh", "-c", "echo lost; exit 1"], log_dir=tmp_path, cwd=tmp_path, env=os.environ)
+    addresses = stack.Addresses("http://127.0.0.1:9", "http://127.0.0.1:9")
+    with pytest.raises(StackError, match=r"worker ended with exit code 1. The end of .*worker.log:\nlost"):
+        stack.watch(addresses, [worker], [])
 
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

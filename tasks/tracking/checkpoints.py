@@ -1,17 +1,20 @@
 """The newest checkpoint of a training, as artifacts of its run, where another machine finds it."""
 
 import json
+import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow.artifacts
+from mlflow.exceptions import MlflowException
 
 from lori.config import Runtime
 from tasks.tracking.client import connect
 from tasks.tracking.content import directory_digest
 from tasks.tracking.files import delete_artifacts
 
+LOG = logging.getLogger(__name__)
 CHECKPOINT_TAG = "lori.checkpoint"
 PLACE = "checkpoint"  # among the run's artifacts; a directory a step under it
 
@@ -33,8 +36,8 @@ def published(runtime: Runtime, run_id: str) -> Published | None:
 def publish_checkpoint(runtime: Runtime, run_id: str, directory: Path, step: int) -> None:
     """Upload a checkpoint, then say so, then remove the one before: at any moment one is whole."""
     client, before = connect(runtime.tracking_uri), published(runtime, run_id)
-    if before and before.step == step:
-        return
+    if before and before.step >= step:
+        return  # an attempt that was given up, and lives, is ahead of us
     client.log_artifacts(run_id, str(directory), f"{PLACE}/{step}")
     now = Published(step, directory_digest(directory))
     client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(asdict(now)))
@@ -43,7 +46,19 @@ def publish_checkpoint(runtime: Runtime, run_id: str, directory: Path, step: int
 
 
 def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory: Path) -> bool:
-    """Download a checkpoint to `directory`, which must not exist. False if its files are not what was published."""
+    """Download a checkpoint to `directory`, which must not exist.
+
+    False if its files are not what was published, or if a newer one has taken its place meanwhile.
+    """
+    try:
+        return _download(runtime, run_id, found, directory)
+    except (MlflowException, OSError):
+        if published(runtime, run_id) == found:
+            raise  # the network or the disk
+        return False
+
+
+def _download(runtime: Runtime, run_id: str, found: Published, directory: Path) -> bool:
     location = f"{connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri}/{PLACE}/{found.step}"
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetch-") as scratch:
@@ -59,8 +74,11 @@ def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory:
 
 
 def drop_checkpoints(runtime: Runtime, run_id: str) -> None:
-    """Remove the checkpoints of a training that is over."""
+    """Remove the checkpoints of a training that is over, or that is to begin anew; what can't be removed stays."""
     client = connect(runtime.tracking_uri)
-    if CHECKPOINT_TAG in client.get_run(run_id).data.tags:
-        client.delete_tag(run_id, CHECKPOINT_TAG)
-        delete_artifacts(runtime, run_id, PLACE)
+    try:
+        if CHECKPOINT_TAG in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, CHECKPOINT_TAG)
+            delete_artifacts(runtime, run_id, PLACE)
+    except (MlflowException, OSError) as error:  # another attempt was sooner, or the store lets nothing be deleted
+        LOG.warning("Checkpoints of run %s stay in MLflow: %s", run_id, error)

@@ -5,11 +5,14 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
+POLL_SECONDS = 0.2
 MLMODEL = "MLmodel"  # written by MLflow beside our files, with a time in it: no part of the content
 
 
@@ -92,9 +95,24 @@ def _replace(entry: Path, fetched: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against the other processes and threads of this machine; a process that dies lets go of it."""
+def locked(path: Path, *, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold `path` against the other processes and threads of this machine; a process that dies lets go of it.
+
+    `while_waiting` is called now and then until it is free, and may raise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
+        while while_waiting and not _is_free(file):
+            while_waiting()
+            time.sleep(POLL_SECONDS)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _is_free(file: IO[str]) -> bool:
+    """Take the lock if nobody holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -63,9 +63,12 @@ def find_directory(runtime: Runtime, run_id: str, artifact_path: str) -> Path | 
 
 
 def drop_directory(runtime: Runtime, run_id: str, artifact_path: str) -> None:
-    """Remove what `log_directory` logged there."""
-    connect(runtime.tracking_uri).delete_tag(run_id, _content_tag(artifact_path))
-    delete_artifacts(runtime, run_id, artifact_path)
+    """Remove what `log_directory` logged there and nobody needs any more; what can't be removed stays."""
+    try:
+        connect(runtime.tracking_uri).delete_tag(run_id, _content_tag(artifact_path))
+        delete_artifacts(runtime, run_id, artifact_path)
+    except (MlflowException, OSError) as error:  # another attempt was sooner, or the store lets nothing be deleted
+        LOG.warning("%s of run %s stays in MLflow: %s", artifact_path, run_id, error)
 
 
 def delete_artifacts(runtime: Runtime, run_id: str, artifact_path: str) -> None:

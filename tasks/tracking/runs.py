@@ -117,7 +117,8 @@ def logged_run(
         yield run_id
     except BaseException as error:
         over.set()
-        close_run(runtime, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        with suppress(MlflowException):  # whatever went wrong is what is told; `close_stale_runs` closes it later
+            close_run(runtime, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     over.set()
     close_run(runtime, run_id)
@@ -139,9 +140,10 @@ def close_stale_runs(runtime: Runtime) -> None:
 
 
 def close_run_of(runtime: Runtime, key: str) -> None:
-    """Close the run of `key` as KILLED if it is RUNNING: who worked on it is gone."""
-    for run in _running(runtime, f"attributes.status = 'RUNNING' and tags.`{KEY_TAG}` = '{key}'"):
-        close_run(runtime, run.info.run_id, "KILLED")
+    """Close the run of `key` as KILLED if it is RUNNING: who worked on it is gone. Later, if MLflow can't be asked."""
+    with suppress(MlflowException):
+        for run in _running(runtime, f"attributes.status = 'RUNNING' and tags.`{KEY_TAG}` = '{key}'"):
+            close_run(runtime, run.info.run_id, "KILLED")
 
 
 def _running(runtime: Runtime, query: str) -> list[Run]:

@@ -164,12 +164,35 @@ def test_cancelling_ends_the_jobs_frees_their_gpus_and_closes_their_runs(running
     assert run.info.status == "KILLED"
 
 
-def test_two_drivers_that_want_the_same_share_one_job(running: Cluster) -> None:
+@pytest.fixture
+def two_machines(running: Cluster) -> None:
+    """A second machine for drivers: it shares no lock and no record with the first."""
+    running.services.pop("driver").process.send_signal(signal.SIGTERM)
+    for name in ("driver", "driver2"):
+        running.start_worker(name, "lori-cpu", limit=1, LORI_DIR=str(running.directory / f"state-{name}"))
+
+
+def test_two_drivers_that_want_the_same_share_one_job(running: Cluster, two_machines: None) -> None:
     both = [running.run_paper(**CELLS, seeds=[7]) for _ in range(2)]
     for paper in both:
         ends(paper)
     assert len(attempts(running, 7)) == 1
     assert_trained_once(running, 7)
+
+
+def test_who_waits_for_the_job_of_a_study_that_is_cancelled_gets_one_of_its_own(
+    running: Cluster, two_machines: None
+) -> None:
+    first = running.run_paper(**CELLS, seeds=[10])
+    training(running, 10).resume()
+    second = running.run_paper(**CELLS, seeds=[10])
+    wait_until(lambda: "which was there already" in log_of(running, running.flow_runs("lori scale")[-1]), 60)
+    with running.client() as client:
+        client.set_flow_run_state(running.flow_runs("lori scale")[-2].id, Cancelling())
+    first.communicate(timeout=180)
+    assert first.returncode == 1
+    ends(second)
+    assert_trained_once(running, 10)
 
 
 def test_a_pool_without_a_worker_is_named_within_a_minute(running: Cluster, tmp_path: Path) -> None:
@@ -184,3 +207,15 @@ def test_a_pool_without_a_worker_is_named_within_a_minute(running: Cluster, tmp_
     wait_until(said, 100, "for a warning")
     start_gpu_worker(running, "box")
     ends(paper)
+
+
+def test_an_mlflow_that_is_away_for_a_minute_fails_nothing(running: Cluster) -> None:
+    paper = running.run_paper(**CELLS, seeds=[9])
+    job = training(running, 9)
+    running.kill("mlflow")
+    job.resume()
+    time.sleep(60)
+    running.start_mlflow()
+    ends(paper, seconds=400)
+    assert [run.state.name for run in attempts(running, 9)] == ["Completed"]
+    assert_trained_once(running, 9)
