@@ -22,12 +22,10 @@ SHOW_SECONDS = 1
 
 def restore(runtime: Runtime, run_id: str, directory: Path) -> None:
     """Put the newest checkpoint into `directory`: MLflow's, unless what is there is newer."""
-    found, here = tracking.published(runtime, run_id), _step_in(directory)
-    if found and found.step > here:
-        shutil.rmtree(directory, ignore_errors=True)
-        if not tracking.fetch_checkpoint(runtime, run_id, found, directory):
-            LOG.warning("The checkpoint of step %d is no longer whole in MLflow: it starts anew.", found.step)
-            tracking.drop_checkpoints(runtime, run_id)
+    found = tracking.published(runtime, run_id)
+    if found and found.step > _step_in(directory) and not tracking.fetch_checkpoint(runtime, run_id, found, directory):
+        LOG.warning("The checkpoint of step %d is no longer whole in MLflow.", found.step)
+        tracking.drop_checkpoints(runtime, run_id)
     if step := _step_in(directory):
         LOG.info("The training goes on from the checkpoint of step %d.", step)
 

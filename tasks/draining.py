@@ -40,5 +40,5 @@ def at_step_end() -> Iterator[None]:
         yield
     finally:
         _waits = False
-    if _requested:
-        sys.exit(TOLD_TO_END)
+        if _requested:  # whatever was raised meanwhile: the other processes of the training end too
+            sys.exit(TOLD_TO_END)

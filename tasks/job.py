@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ from tasks.launch import FLOW_RUN
 from tasks.progress import log_at_info
 from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, job_from_json
 
+# Until a process of several tells what it failed on. Torchrun looks for dead ones ten times a second; an error that
+# all have is the first one's to tell
+FIRST_FAILS_SECONDS, OTHERS_FAIL_SECONDS = 2, 10
+
 
 def main() -> None:
     """Read the job, compute it, and write what there is to answer, whole or not at all."""
@@ -29,11 +34,14 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
     try:
         text = answer(job_from_json(job_path.read_text()))
+        failed = is_error(text)
+        if failed and IS_ONE_OF_SEVERAL:
+            # If another process died, torchrun ends this one meanwhile: a crash, and no failure of the step
+            time.sleep(FIRST_FAILS_SECONDS if IS_FIRST else OTHERS_FAIL_SECONDS)
     except SystemExit:
         if IS_FIRST and not psutil.pid_exists(int(os.environ["LORI_LAUNCHER"])):
             say_crashed()
         raise
-    failed = is_error(text)
     if IS_FIRST or failed:
         _write(text, answer_path)
     if failed and IS_ONE_OF_SEVERAL:

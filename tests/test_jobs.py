@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,16 @@ def test_two_gpus_train_one_adapter_in_one_run(inline: Handle, dataset: Handle) 
         assert tensor.allclose(theirs[name], rtol=1e-3, atol=1e-5), name  # sums in another order
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_two_processes_a_killed_one_is_a_crash_and_not_a_failure(dataset: Handle, rank: str) -> None:
+    def kill(process: psutil.Process) -> None:
+        (one,) = [each for each in process.children() if each.environ()["RANK"] == rank]
+        one.kill()
+
+    with pytest.raises(JobCrashed):
+        run_in_process(training(f"one-of-two-{rank}", dataset, num_gpus=2), Heard(act=kill).listener())
+
+
 def test_a_result_that_is_there_starts_no_process_for_any_gpu(dataset: Handle) -> None:
     assert run_in_process(training("two", dataset, num_gpus=2), (heard := Heard()).listener()).seconds == 0
     assert heard.lines == []
@@ -183,7 +194,8 @@ def test_a_full_disk_is_named_and_a_run_with_room_succeeds(inline: Handle, datas
     job_path, answer_path = tmp_path / "job.json", tmp_path / "answer.json"
     job_path.write_text(job_to_json(training("full", dataset)))
     work = Path(os.environ["LORI_DIR"]) / "work"
-    work.mkdir(exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # with checkpoints of two processes, whose sums have other last bits
+    work.mkdir()
     command = ["bwrap", "--dev-bind", "/", "/", "--size", "100000", "--tmpfs", str(work)]
     command += [sys.executable, "-m", "tasks.job", str(job_path), str(answer_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from rows import real_data_dir
 from small_base import small_llama
 
@@ -29,7 +30,7 @@ WRONG_HARDWARE = [
         {"hardware": Hardware(gpu="h100", num_gpus=0), "plan_only": True},
         "num_gpus and micro_batch_tokens are 1 or more",
     ),
-    ({"hardware": Hardware(gpu="cpu", num_gpus=2)}, "A flow run trains on one GPU"),
+    ({"hardware": Hardware(gpu="cpu", num_gpus=2)}, "LORI_EXECUTOR=inline trains on one GPU, not 2"),
     ({"hardware": Hardware(gpu="abacus"), "plan_only": True}, "Unknown GPU 'abacus'. Known: h200"),
 ]
 NLU_SETS = ("boolq", "piqa", "social_i_qa", "arc-challenge", "arc-easy", "openbookqa", "hellaswag", "winogrande")
@@ -138,4 +139,6 @@ def test_what_cannot_be_used_is_said_before_anything_is_computed(place: dict[str
     with pytest.raises(ValueError, match="Unknown base model"):
         adapt(profile="paper-smoke", **{**place, "base_model": "nobody-has-this"})
     with get_client(sync_client=True) as client:
-        assert all("nobody" not in run.name for run in client.read_flow_runs())
+        (refused,) = [run for run in client.read_flow_runs() if run.name == "adapt paper-smoke nobody-has-this"]
+        cells = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[refused.id])))
+    assert cells == []

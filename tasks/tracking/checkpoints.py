@@ -2,17 +2,17 @@
 
 import json
 import logging
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
 from lori.config import Runtime
 from tasks.tracking.client import connect
 from tasks.tracking.content import directory_digest
-from tasks.tracking.files import delete_artifacts
+from tasks.tracking.files import delete_artifacts, download
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT_TAG = "lori.checkpoint"
@@ -46,9 +46,9 @@ def publish_checkpoint(runtime: Runtime, run_id: str, directory: Path, step: int
 
 
 def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory: Path) -> bool:
-    """Download a checkpoint to `directory`, which must not exist.
+    """Download a checkpoint in the place of `directory`.
 
-    False if its files are not what was published, or if a newer one has taken its place meanwhile.
+    False, and `directory` as it was, if its files are not what was published, or if a newer one took its place.
     """
     try:
         return _download(runtime, run_id, found, directory)
@@ -62,13 +62,10 @@ def _download(runtime: Runtime, run_id: str, found: Published, directory: Path) 
     location = f"{connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri}/{PLACE}/{found.step}"
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetch-") as scratch:
-        fetched = Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=location, dst_path=str(Path(scratch, "files")), tracking_uri=runtime.tracking_uri
-            )
-        )
+        fetched = download(runtime, location, Path(scratch, "files"))
         if directory_digest(fetched) != found.sha256:
             return False
+        shutil.rmtree(directory, ignore_errors=True)
         fetched.rename(directory)
     return True
 

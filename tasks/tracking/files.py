@@ -166,15 +166,11 @@ def fetch(runtime: Runtime, handle: Handle) -> Path:
         ArtifactMissing: if the store no longer has them, or has other bytes.
     """
 
-    def download(scratch: Path) -> Path:
-        location, _ = _locate(runtime, handle)
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=location, dst_path=str(scratch), tracking_uri=runtime.tracking_uri
-        )
-        return Path(path)
+    def download_it(scratch: Path) -> Path:
+        return download(runtime, _locate(runtime, handle)[0], scratch)
 
     try:
-        return cached_directory(Path(runtime.cache_dir), handle.sha256, download)
+        return cached_directory(Path(runtime.cache_dir), handle.sha256, download_it)
     except DamagedError as error:
         if is_available(runtime, handle):
             _mark_damaged(runtime, handle)
@@ -183,6 +179,22 @@ def fetch(runtime: Runtime, handle: Handle) -> Path:
         if is_available(runtime, handle):
             raise  # the network or the disk, not the store
         raise ArtifactMissing(_missing(handle, "its files are gone")) from error
+
+
+def download(runtime: Runtime, location: str, directory: Path) -> Path:
+    """The files under a place in the store, in `directory`."""
+
+    def attempt() -> Path:
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=location, dst_path=str(directory), tracking_uri=runtime.tracking_uri
+        )
+        return Path(path)
+
+    try:
+        return attempt()
+    except (MlflowException, OSError):
+        # MLflow repeats a request without an answer; not one whose answer breaks off when the server goes away
+        return attempt()
 
 
 def _missing(handle: Handle, reason: str) -> str:
