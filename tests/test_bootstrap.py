@@ -22,7 +22,6 @@ from prefect import flow, tags, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.events import emit_event
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import bootstrap
@@ -300,13 +299,14 @@ def wait_for_runs(client: SyncPrefectClient, deployment: str, *, by: str) -> lis
     raise AssertionError(f"no run of {deployment} by {by}")
 
 
-def test_a_released_base_model_starts_the_scout_for_it_alone(client: SyncPrefectClient) -> None:
-    emit_event(
-        "lori.base-model.released",
-        resource={"prefect.resource.id": "lori.base-model.org.new", "lori.base-model": "org/new@abc"},
-    )
+def test_a_released_base_model_starts_the_scout_for_it_alone(
+    ready: dict[str, str], client: SyncPrefectClient
+) -> None:
+    (command,) = re.findall(r"^    prefect (event emit .*)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    emit = [sys.executable, "-m", "prefect", *command.split()]
+    subprocess.run(emit, env={**os.environ, **ready}, check=True)
     (run,) = wait_for_runs(client, "daily", by="AUTOMATION")
-    assert run.parameters == {"source": "", "profile": "paper", "base_models": ["org/new@abc"], "dry_run": False}
+    assert run.parameters == {"source": "", "profile": "paper", "base_models": ["org/new"], "dry_run": False}
 
 
 def test_the_daily_schedule_makes_runs(client: SyncPrefectClient) -> None:

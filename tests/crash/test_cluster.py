@@ -184,11 +184,12 @@ def test_who_waits_for_the_job_of_a_study_that_is_cancelled_gets_one_of_its_own(
     running: Cluster, two_machines: None
 ) -> None:
     first = running.run_paper(**CELLS, seeds=[10])
-    training(running, 10).resume()
+    process = training(running, 10)
     second = running.run_paper(**CELLS, seeds=[10])
     wait_until(lambda: "which was there already" in log_of(running, running.flow_runs("lori scale")[-1]), 60)
     with running.client() as client:
         client.set_flow_run_state(running.flow_runs("lori scale")[-2].id, Cancelling())
+    process.resume()
     first.communicate(timeout=180)
     assert first.returncode == 1
     ends(second)
