@@ -23,7 +23,7 @@ test: .venv/ready
 	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
 	@echo "All tests: 5 to 8 minutes on 2 cores."
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }

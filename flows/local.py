@@ -28,7 +28,8 @@ def use_local_stores() -> None:
     home = state_dir() / "local" / "prefect"
     results = state_dir() / "local" / "results"
     stores = {"PREFECT_HOME": str(home), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results)}
-    os.environ.pop("PREFECT_API_URL", None)
+    if os.environ.get("LORI_EXECUTOR") != "deployment":  # workers are found through their server
+        os.environ.pop("PREFECT_API_URL", None)
     for name, value in {**LOCAL_SETTINGS, **COMPUTE_SETTINGS, **stores}.items():
         os.environ.setdefault(name, value)
     home.mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent

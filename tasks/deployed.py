@@ -100,6 +100,7 @@ def _create(job: Job, idempotency_key: str) -> FlowRun:
             timeout=0,
             idempotency_key=idempotency_key,
             tags=["lori", f"step:{job.step}"],
+            job_variables={"gpus": job.num_gpus},  # of its pod; the worker of a box has its own, and ignores it
         )
         assert isinstance(created, FlowRun)  # and no coroutine: nothing here is asynchronous
         return created

@@ -22,6 +22,7 @@ from prefect import flow, tags, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import bootstrap
@@ -59,7 +60,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     service = start("prefect", command, log_dir=directory, cwd=directory, env={**os.environ, **environment})
     try:
         wait_until_healthy(service, f"{url}/health")
+        EventsWorker.drain_all()  # a process has one, for the server that it knew first
         yield environment
+        EventsWorker.drain_all()  # or it looks for this one for minutes, when the process ends
     finally:
         stop(service)
 
@@ -299,9 +302,7 @@ def wait_for_runs(client: SyncPrefectClient, deployment: str, *, by: str) -> lis
     raise AssertionError(f"no run of {deployment} by {by}")
 
 
-def test_a_released_base_model_starts_the_scout_for_it_alone(
-    ready: dict[str, str], client: SyncPrefectClient
-) -> None:
+def test_a_released_base_model_starts_the_scout_for_it_alone(ready: dict[str, str], client: SyncPrefectClient) -> None:
     (command,) = re.findall(r"^    prefect (event emit .*)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     emit = [sys.executable, "-m", "prefect", *command.split()]
     subprocess.run(emit, env={**os.environ, **ready}, check=True)

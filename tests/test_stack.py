@@ -3,19 +3,15 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from stacks import processes_of, run_stack
 
 from flows import services, stack
 from flows.services import StackError, choose_port, start, stop, wait_until_healthy
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -30,26 +26,6 @@ def taken_port() -> Iterator[int]:
         server.bind((services.LOCALHOST, 0))
         server.listen()
         yield server.getsockname()[1]
-
-
-def run_stack(*arguments: str, directory: Path, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.stack", *arguments]
-    environment = {**os.environ, "LORI_DIR": str(directory), "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(
-        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def processes_of(directory: Path) -> list[psutil.Process]:
-    """Everything that was started for `directory`, whoever its parent is now."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get("LORI_DIR") == str(directory):
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
 
 
 def test_free_ports_are_found_and_a_taken_one_is_named(taken_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,19 +114,3 @@ def test_paper_uses_the_servers_of_a_running_serve_and_no_dead_ones() -> None:
         state.flush()
         assert stack.running_stack() == stack.Addresses("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert stack.running_stack() is None
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> None:
-    process = run_stack("paper", "--profile", "smoke", directory=tmp_path)
-    assert process.stdout
-    printed = ""
-    while not printed.startswith("["):  # the first cell is there
-        printed = process.stdout.readline()
-        assert printed, "the stack ended before its first cell"
-    assert len(processes_of(tmp_path)) > 5
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert "what this command started is stopped" in rest
-    assert process.returncode == 1
-    assert processes_of(tmp_path) == []

@@ -53,6 +53,8 @@ def test_every_cell_is_computed_by_a_flow_run_of_its_own_and_what_was_killed_by_
     names = [run.name for run in running.flow_runs("nlu")]
     assert sorted(set(names)) == TITLES
     assert [name for name in TITLES if names.count(name) == 2] == ["train lori-d nlu  seed 0"]
+    gpus = {run.name.partition(" ")[0]: run.job_variables["gpus"] for run in running.flow_runs("nlu")}
+    assert gpus == {"dataset": 0, "train": 1, "mask": 0, "evaluate": 1}  # of their pods, where there are some
     crashed, completed = running.flow_runs("train lori-d")
     assert crashed.state.name == "Crashed"
     assert "was killed by SIGKILL (out of memory?)" in crashed.state.message
