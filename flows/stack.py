@@ -35,9 +35,9 @@ from flows.services import (
     sweep,
     wait_until_healthy,
 )
-from tasks import slots
+from tasks import slots, tracking
 from tasks.executors import check_executor
-from tasks.steps import state_dir
+from tasks.steps import local_runtime, state_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
@@ -230,6 +230,10 @@ def serve(_: Sequence[str]) -> int:
         state.write(json.dumps(asdict(addresses)))
         state.flush()
         say_links(addresses)
+        runtime = local_runtime(tracking_uri=addresses.mlflow)
+        tracking.provision_views(runtime)
+        for name, link in tracking.view_links(runtime).items():
+            say(f"         {name}: {link}")
         say("Run the paper, in another terminal:  make paper")
         say(f"Any deployment:  PREFECT_API_URL={addresses.prefect}/api prefect deployment run lori/full-paper --watch")
         say("Ctrl-C stops everything.")

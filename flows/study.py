@@ -236,6 +236,9 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
         print(f"Prefect: {url_for('flow-run', flow_run.id)}")
         print(f"MLflow:  {url}")
+    for number, (name, link) in enumerate(tracking.view_links(runtime).items(), start=1):
+        create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")
+        print(f"         {name}: {link}")
     print(f"Report:  {directory / 'index.html'}")
 
 

@@ -7,6 +7,7 @@ are averaged here.
 """
 
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -43,6 +44,10 @@ from lori.loading import pad_and_eos
 from lori.methods import method
 from lori.optimizer import adamw, clip_each, preconditioners
 
+# The rate is that of all processes together, padding not counted; memory is this process's peak, of a GPU where it is
+# on one
+CURVE = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_mb")
+
 
 def summed_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of the response tokens, summed over tokens and sequences (the paper divides by sequences).
@@ -69,6 +74,7 @@ class LoriTrainer(Trainer):
         self.flat: FlatValues | None = None
         self.preconditioners: list[tuple[Tensor, Tensor]] = []
         self.gradient_norm = 0.0
+        self.tokens_since, self.since = 0, time.monotonic()  # the last point of the curve
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a step, for all epochs; every process has all items and takes its share in `training_step`."""
@@ -89,6 +95,7 @@ class LoriTrainer(Trainer):
         if self.flat:
             self.flat.lend_gradients()
         batch: Any = inputs["rows"]
+        self.tokens_since += sum(self.lengths[row] for row in batch)
         num_processes = self.args.world_size
         parts = plan_micro_batches(
             self.lengths,
@@ -160,7 +167,15 @@ class LoriTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A point of the curve; in the trainer's state, so that a resumed run has all of them."""
         if "loss" in logs:
-            logs = {**logs, "gradient_norm": self.gradient_norm, "time_ms": int(1000 * time.time())}
+            now = time.monotonic()
+            logs = {
+                **logs,
+                "gradient_norm": self.gradient_norm,
+                "tokens_per_second": self.tokens_since / (now - self.since),
+                "memory_mb": _peak_memory(self.args.device) / 1e6,
+                "time_ms": int(1000 * time.time()),
+            }
+            self.tokens_since, self.since = 0, now
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -265,15 +280,20 @@ def _check_trainable(model: nn.Module, config: TrainConfig) -> None:
         raise ValueError(f"{config.method} trains inside a mask: give the model one first (lori.sparsify).")
 
 
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on a GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def curve_of(state: TrainerState) -> list[dict[str, int | float]]:
     """The training curve so far, one point a step: what `train` returns at its end."""
     return [
         {
             "step": entry["step"],
             "time_ms": entry["time_ms"],
-            "train/loss": entry["loss"],
-            "train/learning_rate": entry["learning_rate"],
-            "train/gradient_norm": entry["gradient_norm"],
+            **{f"train/{name}": entry[name] for name in CURVE if name in entry},
         }
         for entry in state.log_history
         if "loss" in entry

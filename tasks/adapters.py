@@ -18,6 +18,7 @@ from lori.merging import merge
 from lori.methods import method
 from lori.training import train
 from tasks import draining, tracking
+from tasks.catalogue import Entry, enter, write_card
 from tasks.checkpoints import Watch, forget, restore
 from tasks.data import ROWS_FILE
 from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
@@ -73,14 +74,24 @@ def _logged(
     """Train, with all that MLflow is told of it."""
     name, key = training.name, training.key
     with tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id:
+        tracking.link_dataset(runtime, run_id, training.dataset, "train")
         restore(runtime, run_id, work / CHECKPOINTS)
-        curve, metrics = _train(training, run_id, work, runtime)
+        with tracking.system_metrics(runtime, run_id):
+            curve, metrics = _train(training, run_id, work, runtime)
         uri, sha256 = tracking.log_model(runtime, run_id, key, work / OUT, kind="adapter", name=name, params=params)
         tracking.log_curve(runtime, run_id, curve)
         tracking.log_metrics(runtime, run_id, metrics)
         inputs = (training.mask, training.start_from)
         tracking.link_inputs(runtime, run_id, [handle for handle in inputs if handle])
-    return Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
+        handle = Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
+        enter(handle, _entry(training.config, training.start_from), runtime)
+        write_card(handle, runtime)
+    return handle
+
+
+def _entry(config: TrainConfig, start_from: Handle | None) -> Entry:
+    first = f"{start_from.config['domain']}-then-" if start_from else ""
+    return Entry(config.base_model, config.rank, config.method, first + config.domain, config.seed)
 
 
 @dataclass(frozen=True)
@@ -176,4 +187,9 @@ def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, run
         merge(directories, config, Path(scratch), models_dir=runtime.models_dir)
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
         tracking.link_inputs(runtime, run_id, adapters)
-    return Handle("adapter", key, name, run_id, uri, sha256, {}, params)
+        handle = Handle("adapter", key, name, run_id, uri, sha256, {}, params)
+        merged, parent = f"{'+'.join(methods)}-{config.method}", adapters[0].config
+        all_domains = "+".join(adapter.config["domain"] for adapter in adapters)
+        enter(handle, Entry(config.base_model, parent["rank"], merged, all_domains, config.seed), runtime)
+        write_card(handle, runtime)
+    return handle

@@ -15,6 +15,7 @@ from lori.domains import Example
 from lori.evaluation import generate, rescore
 from lori.loading import load_base, load_tokenizer
 from tasks import tracking
+from tasks.catalogue import write_card
 from tasks.data import ROWS_FILE
 
 UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
@@ -39,7 +40,9 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
     with _written(records) as directory:
         (directory / "metrics.json").write_text(json.dumps({"config": asdict(config), "metrics": metrics}, indent=2))
         uri, sha256 = tracking.log_directory(runtime, adapter.run_id, directory, f"scores/{place}")
+    tracking.link_dataset(runtime, adapter.run_id, dataset, "eval")
     tracking.log_metrics(runtime, adapter.run_id, metrics)
+    write_card(adapter, runtime)
     tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     return Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from lori.config import Handle, MaskConfig, Runtime
 from lori.masks import extract_masks, num_kept, save_masks
 from tasks import tracking
+from tasks.catalogue import Entry, enter
 
 
 def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
@@ -25,4 +26,8 @@ def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runt
         tracking.link_inputs(runtime, run_id, [adapter])
         metrics = {"num_kept": float(num_kept(masks)), "num_entries": float(sum(m.numel() for m in masks.values()))}
         tracking.log_metrics(runtime, run_id, metrics)
-    return Handle("mask", key, name, run_id, uri, sha256, metrics, params)
+        handle = Handle("mask", key, name, run_id, uri, sha256, metrics, params)
+        made_of = adapter.config
+        entry = Entry(made_of["base_model"], made_of["rank"], "mask", made_of["domain"], made_of["seed"])
+        enter(handle, entry, runtime)
+    return handle

@@ -96,18 +96,25 @@ def _num_trainable(cells: Sequence[Cell]) -> int:
     return round(sum(cell.adapter.metrics["num_trainable"] for cell in cells) / len(cells))
 
 
+def _models(cells: Sequence[Cell]) -> list[str]:
+    """The adapters of a row, each once."""
+    return list(dict.fromkeys(cell.adapter.uri for cell in cells))
+
+
 def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """One adapter per domain: a row a method."""
     metrics, groups = _metric_columns(cells), _group(cells, "method")
+    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
     reference = _num_trainable(groups[REFERENCE,]) if (REFERENCE,) in groups else None
     rows: list[dict[str, Value]] = []
     for (method,), group in groups.items():
         num_trainable, seeds = _num_trainable(group), _by_seed(group)
         share = f"{num_trainable / reference:.2%}" if reference else None
         row: dict[str, Value] = {"method": method, "num_trainable": num_trainable, "share": share}
-        rows.append(row | {metric: _estimate(seeds, metric) for metric in metrics})
+        row |= {metric: _estimate(seeds, metric) for metric in metrics}
+        rows.append({**row, "mean": _mean_estimate(seeds, headlines)})  # for MLflow alone
     columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s"}
-    return Table("One adapter per domain", columns | metrics, rows)
+    return Table("One adapter per domain", columns | metrics, rows, [*map(_models, groups.values())])
 
 
 def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
@@ -116,6 +123,7 @@ def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
     headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
     single = _group(of_table(all_cells, "single"), "method")
     rows: list[dict[str, Value]] = []
+    models = []
     for (method,), of_method in _group(cells, "method").items():
         merges = {(NO_MERGE, ""): single[method,]} if (method,) in single else {}
         for (merge, weights), group in {**merges, **_group(of_method, "merge", "weights")}.items():
@@ -123,8 +131,9 @@ def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
             row: dict[str, Value] = {"method": method, "merge": merge, "weights": _weights(weights)}
             row |= {metric: _estimate(seeds, metric) for metric in metrics}
             rows.append({**row, "mean": _mean_estimate(seeds, headlines)})
+            models.append(_models(group))
     columns = {"method": "Method", "merge": "Merge", "weights": "Weights"}
-    return Table("Adapters of all domains merged into one", {**columns, **metrics, "mean": "Mean ↑"}, rows)
+    return Table("Adapters of all domains merged into one", {**columns, **metrics, "mean": "Mean ↑"}, rows, models)
 
 
 def _weights(weights: Sequence[float] | str) -> str:
@@ -134,7 +143,8 @@ def _weights(weights: Sequence[float] | str) -> str:
 def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """A first domain, then another: a row a method and pair."""
     rows: list[dict[str, Value]] = []
-    for (method, first, new), group in _group(cells, "method", "first_domain", "new_domain").items():
+    groups = _group(cells, "method", "first_domain", "new_domain")
+    for (method, first, new), group in groups.items():
         before, after = _by_seed(group, of_adapter=False), _by_seed(group)
         kept, headline = DOMAINS[first].headline, DOMAINS[new].headline
         rows.append(
@@ -157,7 +167,7 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         "over_refusal_after": "after ↓",
         "new_after": "New domain ↑",
     }
-    return Table("Continual learning", columns, rows)
+    return Table("Continual learning", columns, rows, [*map(_models, groups.values())])
 
 
 TABLES: dict[str, Callable[[Sequence[Cell], Sequence[Cell]], Table]] = {

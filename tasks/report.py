@@ -14,6 +14,7 @@ from tasks import tracking
 from tasks.comparison import comparison_table, to_metrics
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
+from tasks.result_rows import log_rows
 from tasks.tables import Table, Value, to_csv, to_markdown
 from tasks.tracking.reports import Report, as_texts, find_reports
 
@@ -57,6 +58,7 @@ def write_report(
         versions=frozenset(handle.key.rpartition("-")[0] for cell in cells for handle in (cell.adapter, *cell.scores)),
         means=to_metrics(headline_means(cells)),
     )
+    log_rows(tables, about, runtime)
     tables["bases"] = comparison_table(own, find_reports(runtime, about["name"]))
     tags = own.tags(is_complete=is_complete)
     with (

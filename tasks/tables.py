@@ -24,11 +24,15 @@ Value = str | int | Estimate | None
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` maps a column's name (CSV) to its title (Markdown); a row maps names to values."""
+    """`columns` maps a column's name (CSV) to its title (Markdown); a row maps names to values.
+
+    `models` are by row the URIs of the adapters that it is the mean of, where that is known.
+    """
 
     title: str
     columns: Mapping[str, str]
     rows: Sequence[Mapping[str, Value]]
+    models: Sequence[Sequence[str]] = ()
 
 
 def combine(values: Sequence[float], errors: Sequence[float]) -> Estimate:

@@ -118,4 +118,4 @@ def test_completions_are_kept_before_they_are_scored_and_not_made_twice(
     shutil.rmtree(tmp_path / "lori" / "cache")
     done = compute(job).handle
     assert (done.sha256, done.metrics) == (undisturbed.sha256, undisturbed.metrics)
-    assert [entry.path for entry in client.list_artifacts(adapter.run_id)] == ["scores"]
+    assert client.list_artifacts(adapter.run_id, "unscored") == []

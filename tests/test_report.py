@@ -266,7 +266,8 @@ def test_a_base_is_shown_beside_the_newest_report_of_each_other(sqlite_store: St
         ["concat", "first@1", "70.0 ± 1.0 (n = 1)", "the same"],
         ["concat", "second@1", "–", "seeds [0]"],
     ]
-    runs = {run.data.tags["lori.base_model"]: run.info.run_id for run in runs_of(sqlite_store)[:3]}
+    reports = [run for run in runs_of(sqlite_store) if run.data.tags.get("lori.role") == "report"]
+    runs = {run.data.tags["lori.base_model"]: run.info.run_id for run in reports}
     assert rows[1][4] == runs["first@1"]
 
 

@@ -1,8 +1,11 @@
 """Training against a plain loop, and the masks' promise."""
 
+import time
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,7 +260,18 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
 
 
 def without_times(curve):
-    return [{name: value for name, value in point.items() if name != "time_ms"} for point in curve]
+    of_the_machine = ("time_ms", "train/tokens_per_second", "train/memory_mb")
+    return [{name: value for name, value in point.items() if name not in of_the_machine} for point in curve]
+
+
+def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch):
+    seconds = count()  # between two points of the curve there is one
+    monkeypatch.setattr("lori.training.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
+    resident = psutil.Process().memory_info().rss / 1e6
+    curve = fit(attach(load_base("scale"), config_of("lora")), "lora", batch_size=len(ROWS))
+    num_tokens = sum(len(row["input_ids"]) for row in ROWS)
+    assert [point["train/tokens_per_second"] for point in curve] == [num_tokens] * len(curve)
+    assert all(point["train/memory_mb"] >= resident for point in curve)
 
 
 def test_checkpoints_of_another_training_are_refused(tmp_path):

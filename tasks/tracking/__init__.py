@@ -21,38 +21,52 @@ os.environ.update(
 
 from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
 from tasks.tracking.client import TrackingUnavailable, ensure_store
-from tasks.tracking.content import directory_digest
+from tasks.tracking.content import CARD, directory_digest
 from tasks.tracking.files import (
     ArtifactMissing,
     drop_directory,
     fetch,
     find_directory,
     is_available,
+    link_dataset,
     link_inputs,
+    link_models,
     log_directory,
     log_model,
+    write_beside,
 )
 from tasks.tracking.handles import find_handle, save_handle
 from tasks.tracking.origin import provenance
+from tasks.tracking.registry import address_of, register, registered_name
 from tasks.tracking.runs import (
+    card_lock,
     close_run,
     close_run_of,
     close_stale_runs,
+    find_tags,
     log_curve,
     log_metrics,
     logged_run,
     open_run,
+    run_metrics,
     run_tags,
     run_url,
+    set_tag,
 )
+from tasks.tracking.system import system_metrics
+from tasks.tracking.views import colour_of, provision_views, view_links
 
 __all__ = [
+    "CARD",
     "ArtifactMissing",
     "Published",
     "TrackingUnavailable",
+    "address_of",
+    "card_lock",
     "close_run",
     "close_run_of",
     "close_stale_runs",
+    "colour_of",
     "directory_digest",
     "drop_checkpoints",
     "drop_directory",
@@ -61,8 +75,11 @@ __all__ = [
     "fetch_checkpoint",
     "find_directory",
     "find_handle",
+    "find_tags",
     "is_available",
+    "link_dataset",
     "link_inputs",
+    "link_models",
     "log_curve",
     "log_directory",
     "log_metrics",
@@ -70,9 +87,17 @@ __all__ = [
     "logged_run",
     "open_run",
     "provenance",
+    "provision_views",
     "publish_checkpoint",
     "published",
+    "register",
+    "registered_name",
+    "run_metrics",
     "run_tags",
     "run_url",
     "save_handle",
+    "set_tag",
+    "system_metrics",
+    "view_links",
+    "write_beside",
 ]

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from lori.config import Runtime
 from tasks.tracking.client import connect
 from tasks.tracking.content import directory_digest
-from tasks.tracking.files import delete_artifacts, download
+from tasks.tracking.files import delete_artifacts, download, is_listed
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT_TAG = "lori.checkpoint"
@@ -53,7 +53,7 @@ def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory:
     try:
         return _download(runtime, run_id, found, directory)
     except (MlflowException, OSError):
-        if published(runtime, run_id) == found:
+        if published(runtime, run_id) == found and is_listed(runtime, run_id, f"{PLACE}/{found.step}"):
             raise  # the network or the disk
         return False
 
@@ -76,6 +76,7 @@ def drop_checkpoints(runtime: Runtime, run_id: str) -> None:
     try:
         if CHECKPOINT_TAG in client.get_run(run_id).data.tags:
             client.delete_tag(run_id, CHECKPOINT_TAG)
+        if is_listed(runtime, run_id, PLACE):  # without a tag, too: an upload that was cut left it
             delete_artifacts(runtime, run_id, PLACE)
     except (MlflowException, OSError) as error:  # another attempt was sooner, or the store lets nothing be deleted
         LOG.warning("Checkpoints of run %s stay in MLflow: %s", run_id, error)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 POLL_SECONDS = 0.2
-MLMODEL = "MLmodel"  # written by MLflow beside our files, with a time in it: no part of the content
+MLMODEL, CARD = "MLmodel", "README.md"
+NO_CONTENT = {MLMODEL, CARD}  # beside the files, and rewritten: one has a time in it, the other the scores of the day
 
 
 class DamagedError(RuntimeError):
@@ -40,14 +41,15 @@ class Content:
 
 def content_files(directory: Path) -> list[Path]:
     """The files of a result in the order of their digest."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path != directory / MLMODEL)
+    beside = {directory / name for name in NO_CONTENT}
+    files = (path for path in directory.rglob("*") if path.is_file() and path not in beside)
     return sorted(files, key=lambda path: path.relative_to(directory).as_posix())
 
 
 def directory_digest(directory: Path) -> str:
     """SHA-256 over the sorted relative names and the bytes, each with its length so that no two trees collide.
 
-    MLflow's own `MLmodel` is left out: what is downloaded then has the digest of what was uploaded.
+    `NO_CONTENT` is left out: what is downloaded then has the digest of what was uploaded.
     """
     digest = hashlib.sha256()
     for path in content_files(directory):

@@ -1,14 +1,24 @@
 """The bytes of results: run artifacts and logged models, complete or made whole, fetched by digest."""
 
+import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import FileInfo, LoggedModel, LoggedModelInput, LoggedModelOutput, Run
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    FileInfo,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Run,
+)
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -16,12 +26,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from lori.config import Handle, Runtime
 from tasks.tracking.client import KEY_TAG, connect, key_lock
-from tasks.tracking.content import MLMODEL, Content, DamagedError, cached_directory, measure
+from tasks.tracking.content import MLMODEL, NO_CONTENT, Content, DamagedError, cached_directory, measure
 from tasks.tracking.reading import run_reader
 from tasks.tracking.runs import param_texts
 
 LOG = logging.getLogger(__name__)
 CONTENT_TAG = "lori.content"
+MAX_DIGEST = 36  # characters, MLflow's limit
 DAMAGED = "damaged"  # a content tag's value: the store lists the files, but their bytes are not what was logged
 
 
@@ -76,6 +87,12 @@ def delete_artifacts(runtime: Runtime, run_id: str, artifact_path: str) -> None:
     artifact_uri = connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri
     assert artifact_uri
     get_artifact_repository(artifact_uri, tracking_uri=runtime.tracking_uri).delete_artifacts(artifact_path)
+
+
+def is_listed(runtime: Runtime, run_id: str, artifact_path: str) -> bool:
+    """Whether the store has any file there, whole or not."""
+    location = f"{connect(runtime.tracking_uri).get_run(run_id).info.artifact_uri}/{artifact_path}"
+    return any(_listed(runtime, location))
 
 
 def _content_tag(artifact_path: str) -> str:
@@ -151,9 +168,32 @@ def _upload(client: MlflowClient, run: Run, model: LoggedModel, directory: Path)
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
+def write_beside(runtime: Runtime, uri: str, name: str, text: str) -> None:
+    """Write a file of `NO_CONTENT` at the root of a logged model, in the place of an older one."""
+    assert name in NO_CONTENT
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, name).write_text(text)
+        connect(runtime.tracking_uri).log_model_artifact(uri.removeprefix("models:/"), str(Path(scratch, name)))
+
+
+def link_dataset(runtime: Runtime, run_id: str, handle: Handle, context: str) -> None:
+    """Note the rows that a run read, by our digest: MLflow's own is of the first 10,000 alone.
+
+    `context` says what for, `train` or `eval`.
+    """
+    source = json.dumps({"uri": handle.uri, "sha256": handle.sha256})
+    dataset = Dataset(handle.name, handle.sha256[:MAX_DIGEST], "mlflow", source)
+    tag = InputTag("mlflow.data.context", context)
+    connect(runtime.tracking_uri).log_inputs(run_id, datasets=[DatasetInput(dataset, [tag])])
+
+
 def link_inputs(runtime: Runtime, run_id: str, handles: Iterable[Handle]) -> None:
     """Note the models that a run was made from; handles of run artifacts have no such link in MLflow."""
-    uris = [handle.uri for handle in handles if handle.uri.startswith("models:/")]
+    link_models(runtime, run_id, [handle.uri for handle in handles if handle.uri.startswith("models:/")])
+
+
+def link_models(runtime: Runtime, run_id: str, uris: Sequence[str]) -> None:
+    """Note the models, `models:/m-…`, that a run was made from."""
     if uris:
         models = [LoggedModelInput(model_id=uri.removeprefix("models:/")) for uri in uris]
         connect(runtime.tracking_uri).log_inputs(run_id, models=models)
@@ -244,7 +284,7 @@ def _intact_content(runtime: Runtime, location: str, tag: str) -> Content | None
     if not listed:
         return None
     content = Content.from_text(tag)
-    sizes = [file.file_size or 0 for file in listed if Path(file.path).name != MLMODEL]
+    sizes = [file.file_size or 0 for file in listed if Path(file.path).name not in NO_CONTENT]
     return content if (len(sizes), sum(sizes)) == (content.num_files, content.num_bytes) else None
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from mlflow import MlflowClient
@@ -168,6 +168,11 @@ def log_metrics(runtime: Runtime, run_id: str, metrics: Mapping[str, float]) -> 
     _log_points(client, run_id, points)
 
 
+def card_lock(runtime: Runtime, key: str) -> AbstractContextManager[None]:
+    """Held while the model card of a result is written."""
+    return key_lock(runtime, f"card-{key}")
+
+
 def log_curve(runtime: Runtime, run_id: str, points: Sequence[Mapping[str, float]]) -> None:
     """Training curves: each point has `step`, `time_ms` (since 1970) and values by metric name.
 
@@ -191,10 +196,33 @@ def _log_points(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) ->
         client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
 
 
+def run_metrics(runtime: Runtime, run_id: str) -> dict[str, float]:
+    """The newest value of each metric."""
+    return dict(connect(runtime.tracking_uri).get_run(run_id).data.metrics)
+
+
 def run_tags(runtime: Runtime, run_ids: Iterable[str]) -> list[dict[str, str]]:
     """The tags of each run: with what it was computed."""
     client = connect(runtime.tracking_uri)
     return [dict(client.get_run(run_id).data.tags) for run_id in run_ids]
+
+
+def set_tag(runtime: Runtime, run_id: str, name: str, value: str) -> None:
+    """Of a run."""
+    connect(runtime.tracking_uri).set_tag(run_id, name, value)
+
+
+def find_tags(runtime: Runtime, role: str, tag: str) -> dict[str, str]:
+    """By key, the value of `tag` of the finished runs of that role."""
+    client = connect(runtime.tracking_uri)
+    experiment_id = experiment_id_of(runtime.tracking_uri, runtime.experiment)
+    query = f"tags.`lori.role` = '{role}' and attributes.status = 'FINISHED' and tags.`{tag}` LIKE '%'"
+    found, token = {}, None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=MAX_BATCH, page_token=token)
+        found |= {run.data.tags[KEY_TAG]: run.data.tags[tag] for run in page}
+        if not (token := page.token):
+            return found
 
 
 def run_url(runtime: Runtime, run_id: str) -> str:

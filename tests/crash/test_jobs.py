@@ -23,7 +23,7 @@ from tasks.answers import compute
 from tasks.launch import Listener, run_in_process
 from tasks.steps import Job, JobCrashed, JobFailed, job_to_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROFILE = replace(PROFILES["scale"], num_steps=30)
 CONFIG = train_config(PROFILE, "lori-d", "nlu", 0)
 

@@ -1,0 +1,64 @@
+"""Adapters in MLflow's registry: a name, an alias for the seed, and a model card that knows the newest scores."""
+
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
+from lori.base_files import SECONDS_TO_ANSWER
+from lori.cards import Card, to_markdown
+from lori.config import Handle, Runtime
+from lori.methods import method
+from lori.models import base_model
+from tasks import tracking
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a model is in the registry: `lori-<base>-r<rank>.<method>.<domain>`, by the alias `seed-<n>`."""
+
+    base_model: str
+    rank: int
+    method: str
+    domain: str
+    seed: int
+
+
+def enter(handle: Handle, entry: Entry, runtime: Runtime) -> None:
+    """Register an adapter or a mask. What has no files, `base`, is none."""
+    if entry.method == "base":
+        return
+    name = tracking.registered_name(entry.base_model, entry.rank, entry.method, entry.domain)
+    tags = {"lori.key": handle.key, "lori.sha256": handle.sha256, "lori.base_model": entry.base_model}
+    tracking.register(runtime, handle.uri, name, alias=f"seed-{entry.seed}", tags=tags)
+
+
+def write_card(adapter: Handle, runtime: Runtime) -> None:
+    """The model card of a registered adapter, with the scores that its run has by now."""
+    address = tracking.address_of(runtime, adapter.uri)
+    if address is None:
+        return
+    with tracking.card_lock(runtime, adapter.key):  # of two that score it, the later one knows both scores
+        base, config = adapter.config["base_model"], adapter.config
+        scores = tracking.run_metrics(runtime, adapter.run_id)
+        licence = licence_of(base, runtime.models_dir)
+        card = Card(_kind(adapter), adapter.name, address, base, licence, config, scores)
+        tracking.write_beside(runtime, adapter.uri, tracking.CARD, to_markdown(card))
+
+
+def _kind(adapter: Handle) -> str:
+    if "adapter_method" in adapter.config:
+        return "merge"
+    return "full" if method(adapter.config["method"]).kind == "full" else "adapter"
+
+
+def licence_of(base: str, models_dir: str | None) -> str | None:
+    """The hub's name of a base model's licence; None for a folder, or if the hub can't be asked."""
+    row = base_model(base, models_dir)
+    if row.revision is None:
+        return None
+    try:
+        info = HfApi().model_info(row.source, revision=row.revision, timeout=SECONDS_TO_ANSWER)
+    except (OSError, HTTPError):
+        return None
+    return info.card_data.license if info.card_data else None

@@ -1,0 +1,256 @@
+"""Registered adapters with their cards, result rows and views: what a person finds in MLflow after a study."""
+
+import base64
+import json
+import re
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from mlflow import MlflowClient
+from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
+
+from lori.cards import Card, interval, to_markdown
+from lori.config import Handle, Runtime
+from lori.profiles import PROFILES
+from lori.recipes import data_config, eval_config, train_config
+from tasks import tracking
+from tasks.answers import compute
+from tasks.result_rows import log_rows
+from tasks.steps import Job
+from tasks.tables import Estimate, Table
+
+NAME = f"lori-scale-r{PROFILES['smoke'].rank}.lori-d.nlu"
+ROOT = Path(__file__).parents[1]
+VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, Handle]:
+    """An adapter of the smoke profile, scored, by the steps themselves."""
+    place, profile = {"experiment": "catalogue"}, PROFILES["smoke"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORI_DIR", str(tmp_path_factory.mktemp("lori")))
+        patch.setenv("MLFLOW_TRACKING_URI", server[0])
+
+        def rows(split: str) -> Handle:
+            return compute(Job("dataset", split, data_config(profile, "nlu", split), {}, place)).handle
+
+        config = train_config(profile, "lori-d", "nlu", 0)
+        adapter = compute(Job("train", "nlu", config, {"dataset": rows("train")}, place)).handle
+        inputs = {"adapter": adapter, "dataset": rows("test")}
+        compute(Job("evaluate", "nlu", eval_config(profile, "nlu"), inputs, place))
+    return MlflowClient(server[0]), adapter
+
+
+def test_an_adapter_is_registered_under_its_name_and_seed(trained: tuple[MlflowClient, Handle]) -> None:
+    client, adapter = trained
+    version = client.get_model_version_by_alias(NAME, "seed-0")
+    assert version.source == adapter.uri
+    assert version.tags["lori.key"] == adapter.key
+    assert version.tags["lori.base_model"] == adapter.config["base_model"]
+    (link,) = json.loads(client.get_logged_model(adapter.uri.removeprefix("models:/")).tags["mlflow.modelVersions"])
+    assert link == {"name": NAME, "version": int(version.version)}
+
+
+def test_the_snippet_of_its_card_loads_it(
+    trained: tuple[MlflowClient, Handle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, adapter = trained
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(client.tracking_uri))
+    path = mlflow.artifacts.download_artifacts(f"models:/{NAME}@seed-0", dst_path=str(tmp_path))
+    text = Path(path, "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    loaded = names["adapter"].get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    assert torch.count_nonzero(loaded.lora_B.default.weight) > 0
+    assert names["adapter"].peft_config["default"].r == adapter.config["rank"]
+
+
+def test_its_card_has_the_hubs_header_and_the_scores_of_its_run(
+    trained: tuple[MlflowClient, Handle], tmp_path: Path
+) -> None:
+    client, adapter = trained
+    uri = str(client.tracking_uri)
+    location = client.get_logged_model(adapter.uri.removeprefix("models:/")).artifact_location
+    path = mlflow.artifacts.download_artifacts(location, dst_path=str(tmp_path), tracking_uri=uri)
+    card = ModelCard.load(Path(path, "README.md"))
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.base_model) == (
+        "peft",
+        "text-generation",
+        "scale",
+    )
+    metrics = client.get_run(adapter.run_id).data.metrics
+    assert f"| `nlu/accuracy` | {metrics['nlu/accuracy']:.1f} |" in card.text
+    assert f"| learning_rate | {adapter.config['learning_rate']} |" in card.text
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "expected"),
+    [(50.0, 2.0, "46.1 to 53.9"), (99.0, 1.0, "97.0 to 100.0"), (0.0, 0.0, "0.0 to 0.0")],  # ± 1.96 standard errors
+)
+def test_an_interval_is_of_95_percent_and_within_the_possible(score: float, error: float, expected: str) -> None:
+    assert interval(score, error) == expected
+
+
+def test_the_card_of_a_merge_names_its_parents_and_that_of_a_hub_base_its_commit() -> None:
+    merged = {"adapter_method": "lori-d", "domains": "nlu,math", "method": "concat", "weights": (0.4, 0.4), "seed": 0}
+    base = "llama-3-8b@8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"
+    card = Card("merge", "lori-d-concat", "models:/m@seed-0", base, "llama3", merged, {"math/accuracy": 61.0})
+    text = to_markdown(card)
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["base_model"] == "meta-llama/Meta-Llama-3-8B"
+    assert header["license"] == "llama3"
+    assert "**lori-d** adapters of nlu,math, merged by **concat**" in text
+    assert 'from_pretrained("meta-llama/Meta-Llama-3-8B", revision="8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920")' in text
+    assert "No score yet." in text  # one without its error is no result
+
+
+def test_a_new_card_is_no_other_content(store: Store, tmp_path: Path) -> None:
+    handle = log_adapter(store, write_adapter(tmp_path / "adapter"))
+    for text in ("first", "second"):
+        tracking.write_beside(store.runtime, handle.uri, "README.md", text)
+        assert tracking.is_available(store.runtime, handle)
+    assert (tracking.fetch(store.runtime, handle) / "README.md").read_text() == "second"
+
+
+def register(store: Store, handle: Handle, alias: str = "seed-0") -> str:
+    return tracking.register(store.runtime, handle.uri, f"{store.runtime.experiment}.lora", alias=alias, tags={})
+
+
+def test_what_is_registered_again_has_one_version_and_what_is_newer_the_alias(store: Store, tmp_path: Path) -> None:
+    first = log_adapter(store, write_adapter(tmp_path / "first"))
+    second = log_adapter(store, write_adapter(tmp_path / "second", b"others"), key="train-v1-4567")
+    addresses = {register(store, handle) for handle in (first, first, second)}
+    (name,) = {address.removeprefix("models:/").partition("@")[0] for address in addresses}
+    client = client_of(store)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+    assert client.get_model_version_by_alias(name, "seed-0").source == second.uri
+    assert tracking.address_of(store.runtime, first.uri) == f"models:/{name}@seed-0"
+
+
+def test_machines_that_register_at_once_make_one_version(server: tuple[str, Path], tmp_path: Path) -> None:
+    """Each with a cache, and so a lock, of its own."""
+    uri, artifact_dir = server
+    stores = [Store(Runtime(uri, str(tmp_path / str(machine)), "racing"), artifact_dir) for machine in range(4)]
+    handle = log_adapter(stores[0], write_adapter(tmp_path / "adapter"))
+    with ThreadPoolExecutor(4) as pool:
+        addresses = set(pool.map(lambda store: register(store, handle), stores))
+    assert addresses == {"models:/racing.lora@seed-0"}
+    assert len(MlflowClient(uri).search_model_versions("name = 'racing.lora'")) == 1
+
+
+def row_tables(mean: float, uri: str) -> dict[str, Table]:
+    estimate = Estimate(mean, 1.23456, 1)
+    rows = [{"method": "lora", "merge": "concat", "weights": "0.5", "num_trainable": 8, "mean": estimate}]
+    return {"merging": Table("Merged", {"method": "Method"}, rows, [[uri]])}
+
+
+ABOUT = {"name": "smoke", "base_model": "scale@1", "rank": 8, "sparsity": 0.9, "scope": "model", "seeds": [0]}
+
+
+def test_a_row_of_a_table_is_one_run_with_its_adapters_however_often_it_is_logged(
+    store: Store, tmp_path: Path
+) -> None:
+    handle = log_adapter(store, write_adapter(tmp_path / "adapter"))
+    for mean in (43.21987, 43.21987, 44.0):
+        log_rows(row_tables(mean, handle.uri), ABOUT, store.runtime)
+        (run,) = [run for run in runs_of(store) if run.data.tags["lori.role"] == "result"]
+        assert run.data.metrics == {"mean": round(mean, 2), "mean_se": 1.23, "num_trainable": 8.0}
+    assert run.info.run_name == "lora · concat"
+    assert run.data.tags["mlflow.runColor"] == VIEWS["colours"]["lora"]
+    read = client_of(store).get_run(run.info.run_id).inputs.model_inputs  # a search gives none
+    assert [model.model_id for model in read] == [handle.uri.removeprefix("models:/")]
+    assert run.data.params["weights"] == "0.5"
+
+
+def test_a_row_that_is_there_as_it_is_costs_no_write(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = row_tables(43.0, log_adapter(store, write_adapter(tmp_path / "adapter")).uri)
+    log_rows(tables, ABOUT, store.runtime)
+    monkeypatch.setattr(MlflowClient, "log_batch", None)
+    log_rows(tables, ABOUT, store.runtime)
+
+
+def tags_of(store: Store) -> dict[str, str]:
+    return client_of(store).get_experiment_by_name(store.runtime.experiment).tags
+
+
+def state_of(tags: dict[str, str], view: str) -> dict[str, Any]:
+    """As MLflow's page reads it."""
+    packed = json.loads(tags[f"mlflow.sharedViewState.{view}"])["state"].removeprefix("deflate;")
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_views_say_their_filter_columns_and_charts_in_the_order_of_the_file(store: Store) -> None:
+    tracking.provision_views(store.runtime)
+    tags = tags_of(store)
+    views = {name: json.loads(tags[f"mlflow.sharedViewState.{name}"]) for name in VIEWS["views"]}
+    newest_first = sorted(views, key=lambda name: -views[name]["createdAt"])
+    assert newest_first == list(VIEWS["views"])
+    state = state_of(tags, "lori-merging")
+    assert state["searchFilter"] == "tags.`lori.role` = 'result' and tags.`lori.suite` = 'merging'"
+    assert state["selectedColumns"][:3] == ["params.`method`", "params.`merge`", "params.`weights`"]
+    assert state["orderByKey"] == "metrics.`mean`"
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]][:2] == ["mean", "nlu/accuracy"]
+    assert all(name in tags["mlflow.note.content"] for name in ("01 Single-task", "06 Base models"))
+
+
+def test_every_filter_is_one_that_mlflow_takes(store: Store, tmp_path: Path) -> None:
+    tracking.provision_views(store.runtime)
+    log_rows(row_tables(1.0, log_adapter(store, write_adapter(tmp_path / "adapter")).uri), ABOUT, store.runtime)
+    experiment = client_of(store).get_experiment_by_name(store.runtime.experiment)
+    found = {
+        name: len(
+            client_of(store).search_runs([experiment.experiment_id], state_of(experiment.tags, name)["searchFilter"])
+        )
+        for name in VIEWS["views"]
+    }
+    assert found["lori-merging"] == found["lori-ablations"] == found["lori-bases"] == 1
+    assert found["lori-single"] == found["lori-continual"] == 0
+
+
+def test_a_view_that_somebody_changed_or_deleted_stays_so(store: Store) -> None:
+    tracking.provision_views(store.runtime)
+    client, experiment = client_of(store), client_of(store).get_experiment_by_name(store.runtime.experiment)
+    changed, deleted = "mlflow.sharedViewState.lori-single", "mlflow.sharedViewState.lori-curves"
+    theirs = json.dumps({"name": "mine", "createdAt": 1, "state": "deflate;eJyrrgUAAXUA+Q=="})
+    client.set_experiment_tag(experiment.experiment_id, changed, theirs)
+    client.delete_experiment_tag(experiment.experiment_id, deleted)
+    tracking.provision_views(store.runtime, ["another/metric"])  # which changes every state of ours
+    tags = tags_of(store)
+    assert tags[changed] == theirs
+    assert deleted not in tags
+    hidden = [chart for chart in state_of(tags, "lori-merging")["compareRunCharts"] if chart["deleted"]]
+    assert [chart["metricKey"] for chart in hidden] == ["another/metric"]
+
+
+def test_a_server_gives_each_view_a_link(store: Store) -> None:
+    tracking.provision_views(store.runtime)
+    links = tracking.view_links(store.runtime)
+    if not store.runtime.tracking_uri.startswith("http"):
+        assert links == {}
+        return
+    experiment = client_of(store).get_experiment_by_name(store.runtime.experiment)
+    assert links["02 Merging"] == (
+        f"{store.runtime.tracking_uri}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+        "&viewStateShareKey=lori-merging&compareRunsMode=TABLE"
+    )
+
+
+def test_what_a_run_read_is_among_its_inputs_by_our_digest(store: Store, tmp_path: Path) -> None:
+    run_id = open_run(store.runtime)
+    rows = Handle("dataset", "k", "data-nlu-train", run_id, f"runs:/{run_id}/rows", "ab" * 32)
+    for _ in range(2):
+        tracking.link_dataset(store.runtime, run_id, rows, "train")
+    (read,) = client_of(store).get_run(run_id).inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("data-nlu-train", ("ab" * 32)[:36])
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "train")]
