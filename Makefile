@@ -5,7 +5,7 @@ PROFILE ?= scale
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: paper serve smoke test test-crash check scale-model clean
+.PHONY: paper serve smoke test test-crash test-integration check scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -22,13 +22,19 @@ smoke: .venv/ready  ## every kind of stage, without a server
 test: .venv/ready
 	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
-	@echo "All tests: 5 to 8 minutes on 2 cores."
+	@echo "The tests of the code: 7 to 10 minutes on 2 cores."
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }
 	@echo "Crash tests, one after the other: up to an hour on 2 cores."
 	$(BIN)/pytest tests/crash --timeout 900
+
+test-integration: .venv/ready  ## MLflow on Postgres and an object store; its pages in a browser
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "MLflow runs on Postgres: apt-get install postgresql"; exit 1; }
+	@command -v chromium >/dev/null || { echo "Pages are opened in a browser: apt-get install chromium"; exit 1; }
+	@echo "Integration tests: 3 to 5 minutes on 2 cores."
+	$(BIN)/pytest tests/integration
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -103,6 +103,7 @@ def begin(
         "micro_batch_tokens": hardware.micro_batch_tokens,
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "num_gpus": hardware.num_gpus,
+        "flow_run": url_for("flow-run", flow_run.id) or str(flow_run.id),
     }
     return Study(chosen, hardware, plan_only, Cells(place, refresh or ()))
 
@@ -229,17 +230,25 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
     settings = {**report.study_settings(study.profile, base), **effort}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
         handle, markdown = write_report(finished, settings, is_complete=not progress.failed)
-        directory = tracking.fetch(runtime, handle)
+        page = _fetched_page(handle)
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
-    if url := tracking.run_url(runtime, handle.run_id):
+    if url := tracking.run_url(runtime, handle.run_id, "report/index.html"):
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
         print(f"Prefect: {url_for('flow-run', flow_run.id)}")
         print(f"MLflow:  {url}")
     for number, (name, link) in enumerate(tracking.view_links(runtime).items(), start=1):
         create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")
         print(f"         {name}: {link}")
-    print(f"Report:  {directory / 'index.html'}")
+    print(f"Report:  {page}")
+
+
+def _fetched_page(report_handle: Handle) -> str:
+    """The report's page on this machine."""
+    try:
+        return str(tracking.fetch(local_runtime(), report_handle) / "index.html")
+    except tracking.ArtifactMissing:  # the same study on another machine ended at the same moment
+        return "another flow run of the same study replaced it: see the one in MLflow"
 
 
 def _finished(row: Row) -> Iterator[report.Cell]:

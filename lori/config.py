@@ -135,7 +135,8 @@ class Runtime:
     `data_dir` holds the real datasets in their upstream formats (None: the hub), `models_dir` base models in folders,
     `adapters_dir` published adapters (None: the hub). `device` `auto` is the GPU where there is one.
     `micro_batch_tokens`, `gradient_checkpointing` and `checkpoint_every` are `TrainRuntime`'s. A training takes
-    `num_gpus`. With `refresh` a result is computed although MLflow has it.
+    `num_gpus`. With `refresh` a result is computed although MLflow has it. `flow_run` is the page or the id of the
+    flow run that asks for the result, for its provenance.
     """
 
     tracking_uri: str
@@ -150,6 +151,7 @@ class Runtime:
     checkpoint_every: int = 100
     num_gpus: int = 1
     refresh: bool = False
+    flow_run: str = ""
 
 
 @dataclass(frozen=True)

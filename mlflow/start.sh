@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # An MLflow server: ./mlflow/start.sh [port] [directory]. On SQLite, for one machine, unless MLflow's own variables
-# say otherwise: MLFLOW_BACKEND_STORE_URI, MLFLOW_ARTIFACTS_DESTINATION, MLFLOW_HOST.
+# say otherwise: MLFLOW_BACKEND_STORE_URI, MLFLOW_ARTIFACTS_DESTINATION, MLFLOW_HOST; with users, if there is a
+# MLFLOW_AUTH_CONFIG_PATH (basic_auth.ini).
 set -euo pipefail
 port=${1:-5000}
 store=$(mkdir -p "${2:-.lori/mlflow}" && cd "${2:-.lori/mlflow}" && pwd)
@@ -15,4 +16,4 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false   # the job runner would take 2.
 mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"
 echo "MLflow: http://$MLFLOW_HOST:$port/#/experiments?workflowType=machine_learning"
 echo "Use it: export MLFLOW_TRACKING_URI=http://$MLFLOW_HOST:$port"
-exec mlflow server --port "$port" --workers 1
+exec mlflow server --port "$port" --workers 1 ${MLFLOW_AUTH_CONFIG_PATH:+--app-name basic-auth}

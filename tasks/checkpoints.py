@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -41,6 +42,9 @@ class Watch(TrainerCallback):
     def __init__(self, runtime: Runtime, run_id: str | None, directory: Path, name: str):
         self.runtime, self.run_id, self.directory, self.name = runtime, run_id, directory, name
         self.logged = self.shown = time.monotonic()
+        self.logger = ThreadPoolExecutor(max_workers=1)
+        self.logging: Future[None] = Future()
+        self.logging.set_result(None)
 
     def on_step_end(self, args, state, control, **_):
         """All processes end after the same step: each tells the others whether it was told to."""
@@ -51,10 +55,13 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_):  # noqa: ARG002
-        """The checkpoint is whole, on all processes."""
+        """The checkpoint is whole, on all processes. An MLflow that is away gets the next one."""
         if self.run_id:
-            tracking.publish_checkpoint(self.runtime, self.run_id, self.directory, state.global_step)
-            tracking.log_curve(self.runtime, self.run_id, curve_of(state))
+            try:
+                tracking.publish_checkpoint(self.runtime, self.run_id, self.directory, state.global_step)
+            except (tracking.MlflowException, OSError) as error:
+                LOG.warning("The checkpoint of step %d is on this machine alone: %s", state.global_step, error)
+            self._log_curve(state)
 
     def on_log(self, args, state, control, logs=None, **_):  # noqa: ARG002
         """A point of the curve."""
@@ -66,7 +73,22 @@ class Watch(TrainerCallback):
             progress.report(self.name, state.global_step, state.max_steps, loss=logs["loss"])
         if now - self.logged > CURVE_SECONDS:
             self.logged = now
-            tracking.log_curve(self.runtime, self.run_id, curve_of(state))
+            self._log_curve(state)
+
+    def on_train_end(self, args, state, control, **_):  # noqa: ARG002
+        """What is still on its way; the whole curve is logged with the adapter."""
+        self.logger.shutdown(cancel_futures=True)
+
+    def _log_curve(self, state):
+        """In a thread of its own, so that a server that is slow or away costs no step. Points are never sent twice."""
+        if self.logging.done():
+            self.logging = self.logger.submit(self._log_now, curve_of(state))
+
+    def _log_now(self, curve):
+        try:
+            tracking.log_curve(self.runtime, self.run_id or "", curve)
+        except tracking.MlflowException as error:
+            LOG.warning("The curve is not in MLflow yet: %s", error)
 
 
 def forget(runtime: Runtime, run_id: str, directory: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from lori.config import Handle, Runtime, canonical, step_key
 from lori.profiles import PLACES, Profile
 from tasks import tracking
+from tasks.beside_paper import paper_table
 from tasks.comparison import comparison_table, to_metrics
+from tasks.figures import draw_figures
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.result_rows import log_rows
@@ -59,24 +61,34 @@ def write_report(
         means=to_metrics(headline_means(cells)),
     )
     log_rows(tables, about, runtime)
+    tables["paper"] = paper_table(tables)
     tables["bases"] = comparison_table(own, find_reports(runtime, about["name"]))
     tags = own.tags(is_complete=is_complete)
     with (
         tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
+        figures = draw_figures(tables, Path(scratch))
         markdown = _markdown(cells, tables, settings=settings, is_complete=is_complete, runtime=runtime)
-        _write_files(Path(scratch), markdown, {**tables, "cells": all_metrics(cells)})
+        _write_files(Path(scratch), _illustrated(markdown, tables, figures), {**tables, "cells": all_metrics(cells)})
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
         tracking.log_metrics(runtime, run_id, own.means)
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
 
 
 def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) -> None:
-    (directory / "report.md").write_text(markdown)
-    (directory / "index.html").write_text(to_html(markdown))
+    (directory / "README.md").write_text(markdown)
+    (directory / "index.html").write_text(to_html(markdown, directory))
     for name, table in tables.items():
         (directory / f"{name}.csv").write_text(to_csv(table))
+
+
+def _illustrated(markdown: str, tables: Mapping[str, Table], figures: Mapping[str, str]) -> str:
+    """With each figure under its table's heading."""
+    for name, file in figures.items():
+        heading = f"## {tables[name].title}\n\n"
+        markdown = markdown.replace(heading, f"{heading}![{tables[name].title}, with 95 % intervals]({file})\n\n")
+    return markdown
 
 
 def _markdown(

@@ -1,5 +1,9 @@
 """A Markdown document as one HTML file that needs nothing beside it."""
 
+import base64
+import re
+from pathlib import Path
+
 from markdown_it import MarkdownIt
 
 PAGE = """<!DOCTYPE html>
@@ -17,6 +21,7 @@ th, td {{ border-bottom: 1px solid #d8dee4; padding: .35rem .8rem; white-space: 
 th {{ border-bottom: 2px solid #1f2328; }}
 td {{ font-variant-numeric: tabular-nums; }}
 tbody tr:hover {{ background: #f6f8fa; }}
+img {{ max-width: 100%; }}
 </style>
 </head>
 <body>
@@ -26,8 +31,13 @@ tbody tr:hover {{ background: #f6f8fa; }}
 """
 
 
-def to_html(markdown: str) -> str:
-    """The page; its title is the document's first heading."""
+def to_html(markdown: str, directory: Path) -> str:
+    """The page, with the pictures in `directory` inside it; its title is the document's first heading."""
+
+    def embedded(name: re.Match[str]) -> str:
+        picture = base64.b64encode((directory / name[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{picture}"'
+
     title = markdown.splitlines()[0].lstrip("# ")
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    return PAGE.format(title=title, body=body)
+    return PAGE.format(title=title, body=re.sub(r'src="([\w-]+\.png)"', embedded, body))

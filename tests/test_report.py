@@ -1,16 +1,21 @@
 """The report says what the handles say: nothing more, nothing rounded away in the CSV, and how sure it is."""
 
+import base64
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from stores import Store, open_run, runs_of
 
 from lori.config import Handle
-from tasks import tracking
+from tasks import figures, tracking
+from tasks.beside_paper import paper_table
 from tasks.paper_tables import continual_table, merging_table, single_table
 from tasks.report import Cell, write_report
 from tasks.report_html import to_html
@@ -168,9 +173,11 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert (second.run_id, second.key) == (first.run_id, first.key)
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
-    names = {"report.md", "index.html", "single.csv", "merging.csv", "continual.csv", "bases.csv", "cells.csv"}
+    names = {"README.md", "index.html", "single.png", "merging.png"}
+    names |= {f"{name}.csv" for name in ("single", "merging", "continual", "paper", "bases", "cells")}
     assert {path.name for path in files.iterdir()} == names
-    assert (files / "report.md").read_text() == markdown
+    text = (files / "README.md").read_text()
+    assert re.sub(r"!\[.*\n\n", "", text) == markdown
     assert not tracking.is_available(sqlite_store.runtime, first)
 
 
@@ -224,8 +231,10 @@ def test_cells_csv_has_every_metric_of_every_seed(sqlite_store: Store, cells: li
     assert (lines[0]["value"], lines[0]["seed"], lines[0]["run_id"]) == ("78.0", "0", cells[0].adapter.run_id)
 
 
-def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load() -> None:
-    page = to_html("# Results\n\n| a | b |\n| :--- | ---: |\n| <b> | 1 |\n")
+def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"picture")
+    page = to_html("# Results\n\n![A](a.png)\n\n| a | b |\n| :--- | ---: |\n| <b> | 1 |\n", tmp_path)
+    assert f'src="data:image/png;base64,{base64.b64encode(b"picture").decode()}"' in page
     assert "<title>Results</title>" in page
     assert '<td style="text-align:right">1</td>' in page
     assert "&lt;b&gt;" in page
@@ -305,3 +314,46 @@ def test_the_means_of_a_report_are_metrics_of_its_run(sqlite_store: Store, cells
         "mean/lora/concat_se": 1.0,
         "mean/lora/concat_seeds": 1,
     }
+
+
+def test_the_papers_figures_stand_beside_ours_where_we_have_the_same_quantity() -> None:
+    def passed(method: str, num_trainable: int, percent: float) -> dict[str, Any]:
+        return {"method": method, "num_trainable": num_trainable, "code/pass_at_1": Estimate(percent, 1.0, 1)}
+
+    single_rows = [passed("lora", 1000, 20.0), passed("lori-d", 500, 30.0), passed("lori-s", 50, 25.0)]
+    refused = [
+        ("lori-d", "concat", 80.0),
+        ("lori-s", "linear", 90.0),
+        ("lori-d", "none", 99.0),
+        ("lora", "ties", 95.0),
+    ]
+    merging_rows = [
+        {"method": method, "merge": merge, "safety/refusal_rate": Estimate(value, 1.0, 1)}
+        for method, merge, value in refused
+    ]
+    tables = {"single": Table("S", {}, single_rows), "merging": Table("M", {}, merging_rows)}
+    found = [(row["paper"], row["here"], row["difference"]) for row in paper_table(tables).rows]
+    assert found == [
+        ("52.5", "50.00", "-2.50"),
+        ("5.25", "5.00", "-0.25"),
+        ("17.3", "50.00", "+32.70"),  # 30 is half as much again as 20
+        ("86.6", "90.00", "+3.40"),
+    ]
+    nothing = {"single": Table("S", {}, []), "merging": Table("M", {}, [])}
+    assert paper_table(nothing).rows == []
+
+
+def test_an_intervals_bar_ends_where_percentages_do() -> None:
+    low, high = figures._errors([Estimate(50.0, 10.0, 1), Estimate(99.0, 1.0, 1), Estimate(0.0, 2.0, 1)])
+    assert low == pytest.approx([19.6, 1.96, 0.0])
+    assert high == pytest.approx([19.6, 1.0, 3.92])
+
+
+def test_a_figure_has_a_bar_for_each_number_of_its_table(tmp_path: Path) -> None:
+    cells = [single("lora", "nlu", 80.0), single("lori-s", "nlu", 60.0), single("lori-s", "math", 40.0)]
+    axes = Figure().subplots()
+    figures._draw_single(axes, single_table(cells, []))
+    drawn = [bars for bars in axes.containers if isinstance(bars, BarContainer)]
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
+    assert heights == {"lora": [80.0], "lori-s": [60.0, 40.0]}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["NLU accuracy ↑", "Math accuracy ↑"]

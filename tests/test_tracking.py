@@ -17,6 +17,8 @@ from stores import KEY, Store, client_of, open_run, runs_of
 from lori.config import Runtime
 from tasks import tracking
 
+NUM_RACES = 20
+
 
 def test_a_retry_goes_on_in_the_run_of_its_key(store: Store) -> None:
     first = open_run(store.runtime, rank=8)
@@ -62,14 +64,18 @@ def test_machines_that_share_no_lock_elect_one_run(server: tuple[str, Path], tmp
     runtimes = [Runtime(uri, str(tmp_path / machine), experiment) for machine in "abcd"]
     barrier = threading.Barrier(len(runtimes))
 
-    def race(runtime: Runtime) -> str:
+    def race(runtime: Runtime, key: str) -> str:
         barrier.wait()
-        return open_run(runtime, rank=8)
+        return open_run(runtime, key, rank=8)
 
+    elected = []
     with ThreadPoolExecutor(len(runtimes)) as pool:
-        elected = set(pool.map(race, runtimes))
-    assert len(elected) == 1
-    assert {run.info.run_id for run in runs_of(Store(runtimes[0], tmp_path))} == elected
+        for number in range(NUM_RACES):
+            found = set(pool.map(race, runtimes, [f"train-v1-{number}"] * len(runtimes)))
+            assert len(found) == 1
+            elected += found
+    assert {run.info.run_id for run in runs_of(Store(runtimes[0], tmp_path))} == set(elected)
+    assert len(set(elected)) == NUM_RACES
 
 
 def start_at_once(runtimes: list[Runtime], barrier: Any, found: Any) -> None:

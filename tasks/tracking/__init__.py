@@ -19,6 +19,8 @@ os.environ.update(
     }
 )
 
+from mlflow.exceptions import MlflowException
+
 from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
 from tasks.tracking.client import TrackingUnavailable, ensure_store
 from tasks.tracking.content import CARD, directory_digest
@@ -59,6 +61,7 @@ from tasks.tracking.views import colour_of, provision_views, view_links
 __all__ = [
     "CARD",
     "ArtifactMissing",
+    "MlflowException",
     "Published",
     "TrackingUnavailable",
     "address_of",

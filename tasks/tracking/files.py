@@ -188,8 +188,14 @@ def link_dataset(runtime: Runtime, run_id: str, handle: Handle, context: str) ->
 
 
 def link_inputs(runtime: Runtime, run_id: str, handles: Iterable[Handle]) -> None:
-    """Note the models that a run was made from; handles of run artifacts have no such link in MLflow."""
-    link_models(runtime, run_id, [handle.uri for handle in handles if handle.uri.startswith("models:/")])
+    """Note the models that a run was made from, with links to them; handles of run artifacts have none in MLflow."""
+    models = [handle for handle in handles if handle.uri.startswith("models:/")]
+    link_models(runtime, run_id, [handle.uri for handle in models])
+    if models:
+        client = connect(runtime.tracking_uri)
+        place = f"#/experiments/{client.get_run(run_id).info.experiment_id}/models"
+        links = [f"[{handle.name}]({place}/{handle.uri.removeprefix('models:/')})" for handle in models]
+        client.set_tag(run_id, "mlflow.note.content", f"Made from {', '.join(links)}.")
 
 
 def link_models(runtime: Runtime, run_id: str, uris: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from lori.config import Runtime, canonical
 from tasks.tracking.client import KEY_TAG, connect, experiment_id_of, is_server, key_lock
 from tasks.tracking.origin import provenance
 
-# Longer than a rival on another machine needs from finding nothing to its own run being visible
-SETTLE_SECONDS = 0.1
+# Longer than a rival on another machine needs until its run is visible: so many times what it took us, and at least
+SETTLE_FACTOR, SETTLE_SECONDS = 4, 0.1
 MAX_RIVALS = 4  # that open one run at the same moment
 MAX_BATCH = 1000  # metrics a request, MLflow's limit
 ALIVE_TAG = "lori.alive"  # when somebody last worked on the run, in seconds since 1970
@@ -36,11 +36,13 @@ def open_run(
     with key_lock(runtime, key):
         run = _find_run(client, experiment_id, key)
         if run is None:
+            began = time.monotonic()
             mine = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
-            run = _elect_run(runtime, mine, key)
+            run = _elect_run(runtime, mine, key, settle=SETTLE_FACTOR * (time.monotonic() - began))
         if run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
-        _log_identity(client, run, {KEY_TAG: key, **provenance(), **tags}, param_texts(params))
+        asked = {"lori.flow_run": runtime.flow_run} if runtime.flow_run else {}
+        _log_identity(client, run, {KEY_TAG: key, **provenance(), **asked, **tags}, param_texts(params))
     return run.info.run_id
 
 
@@ -50,11 +52,11 @@ def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
     return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def _elect_run(runtime: Runtime, mine: Run, key: str) -> Run:
+def _elect_run(runtime: Runtime, mine: Run, key: str, *, settle: float) -> Run:
     """MLflow knows no unique tag: after a pause in which a rival's run becomes visible, all keep the oldest."""
     client = connect(runtime.tracking_uri)
     if is_server(runtime.tracking_uri):  # all who write a SQLite file hold its lock in turn: no rivals
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(max(settle, SETTLE_SECONDS))
     elected = _find_run(client, mine.info.experiment_id, key) or mine
     if elected.info.run_id != mine.info.run_id:
         client.delete_run(mine.info.run_id)
@@ -225,10 +227,14 @@ def find_tags(runtime: Runtime, role: str, tag: str) -> dict[str, str]:
             return found
 
 
-def run_url(runtime: Runtime, run_id: str) -> str:
-    """The run's page, opened in MLflow's view for training rather than that for agents; empty without a server."""
+def run_url(runtime: Runtime, run_id: str, artifact: str = "") -> str:
+    """The page of a run, or of an artifact of it such as `report/index.html`; empty without a server.
+
+    Opened in MLflow's view for training rather than that for agents.
+    """
     if not is_server(runtime.tracking_uri):
         return ""
     experiment_id = connect(runtime.tracking_uri).get_run(run_id).info.experiment_id
-    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    place = f"{run_id}/artifacts/{artifact}" if artifact else run_id
+    page = f"#/experiments/{experiment_id}/runs/{place}?workflowType=machine_learning"
     return f"{runtime.tracking_uri.rstrip('/')}/{page}"

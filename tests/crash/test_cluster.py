@@ -167,8 +167,10 @@ def test_cancelling_ends_the_jobs_frees_their_gpus_and_closes_their_runs(running
 @pytest.fixture
 def two_machines(running: Cluster) -> None:
     """A second machine for drivers: it shares no lock and no record with the first."""
-    running.services.pop("driver").process.send_signal(signal.SIGTERM)
     for name in ("driver", "driver2"):
+        if before := running.services.pop(name, None):
+            before.process.send_signal(signal.SIGTERM)
+            before.process.wait(60)
         running.start_worker(name, "lori-cpu", limit=1, LORI_DIR=str(running.directory / f"state-{name}"))
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import httpx
 import pytest
 from cluster import wait_until
 from cryptography.fernet import Fernet
+from databases import postgres_server
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -27,35 +27,14 @@ from flows.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-POSTGRES_BIN = max(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD, AUTH = secrets.token_hex(8), f"admin:{secrets.token_hex(8)}"
-
-
-def as_postgres(*command: str) -> str:
-    """Run a program of Postgres', which refuses to run as root."""
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    return subprocess.run([*user, *command], check=True, capture_output=True, text=True, cwd="/tmp").stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The address of a database server for the user lori, who has a password."""
-    directory, port = as_postgres("mktemp", "-d", "/tmp/lori-postgres-XXXX"), choose_port("NO_SUCH_PORT")
-    data = f"{directory}/data"
-    as_postgres(f"{POSTGRES_BIN}/initdb", "-D", data, "--auth-local=trust", "--auth-host=scram-sha-256")
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {directory}"
-    as_postgres(f"{POSTGRES_BIN}/pg_ctl", "-D", data, "-l", f"{directory}/log", "-w", "-o", options, "start")
-    try:
-        for statement in (
-            f"CREATE ROLE lori LOGIN PASSWORD '{PASSWORD}'",
-            "CREATE DATABASE prefect OWNER lori",
-            "CREATE DATABASE mlflow OWNER lori",
-        ):
-            as_postgres("psql", "-h", directory, "-p", str(port), "-c", statement)
-        yield f"127.0.0.1:{port}"
-    finally:
-        as_postgres(f"{POSTGRES_BIN}/pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(directory)
+    with postgres_server(PASSWORD, "prefect", "mlflow") as address:
+        yield address
 
 
 def example(name: str, directory: Path, **own: str) -> dict[str, str]:
