@@ -19,10 +19,8 @@ os.environ.update(
     }
 )
 
-from mlflow.exceptions import MlflowException
-
 from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
-from tasks.tracking.client import TrackingUnavailable, ensure_store
+from tasks.tracking.client import MlflowException, TrackingUnavailable, ensure_store
 from tasks.tracking.content import CARD, directory_digest
 from tasks.tracking.files import (
     ArtifactMissing,
