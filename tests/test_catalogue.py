@@ -64,11 +64,11 @@ def test_the_snippet_of_its_card_loads_it(
 ) -> None:
     client, adapter = trained
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(client.tracking_uri))
+    mlflow.set_tracking_uri(None)  # as in a new process: by the environment
     path = mlflow.artifacts.download_artifacts(f"models:/{NAME}@seed-0", dst_path=str(tmp_path))
     text = Path(path, "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    mlflow.set_tracking_uri(None)  # as in a new process: by the environment
     exec(compile(code, "README.md", "exec"), names)
     loaded = names["adapter"].get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     assert torch.count_nonzero(loaded.lora_B.default.weight) > 0

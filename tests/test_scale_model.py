@@ -2,16 +2,12 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from functools import cache
 from itertools import combinations, islice
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +16,7 @@ from lori.domains import DOMAINS, Example
 from lori.recipes import data_config, profile
 from lori.scale_model import rows
 from lori.scale_model.corpus import PHASES, documents
-from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest, pretrain
+from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest
 from lori.scale_model.tokenizer import train_tokenizer
 from lori.scale_model.world import COLORS
 from lori.scoring import SCORERS
@@ -29,7 +25,6 @@ SPLITS = ("train", "validation", "test")
 # The rows that the tables are made of
 SIZES = {d: {name: data_config(profile("scale"), d, name).num_rows for name in SPLITS} for d in DOMAINS}
 HEADLINE = {"nlu": "nlu/accuracy", "math": "math/accuracy", "code": "code/pass_at_1", "safety": "safety/refusal_rate"}
-SMALL = Recipe(num_steps=(3, 2), rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
 
 
 @cache
@@ -228,45 +223,3 @@ def test_the_tokenizer_is_trained_to_the_same_bytes_twice(tmp_path):
     for name in ("one", "two"):
         train_tokenizer(corpus_sample()[:2000]).save_pretrained(tmp_path / name)
     assert (tmp_path / "one/tokenizer.json").read_bytes() == (tmp_path / "two/tokenizer.json").read_bytes()
-
-
-@pytest.mark.slow
-def test_pretraining_twice_gives_the_same_bytes(tmp_path):
-    for name in ("one", "two"):
-        pretrain(SMALL, tmp_path / name)
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-@pytest.mark.slow
-def test_pretraining_processes_die_with_their_parent(tmp_path):
-    code = (
-        "from dataclasses import replace; from pathlib import Path; import tests.test_scale_model as t\n"
-        "if __name__ == '__main__':\n"
-        f"    t.pretrain(replace(t.SMALL, num_steps=(9000, 1)), Path({str(tmp_path / 'model')!r}))"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(code)
-    run = subprocess.Popen(
-        [sys.executable, script],
-        env={"PYTHONPATH": str(OUTPUT_DIR.parents[1]), "TMPDIR": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-    )
-    family = wait_until(
-        lambda: [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
-    )
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    wait_until(
-        lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
-    )
-    assert not Path(tmp_path, "model").exists()
-
-
-def wait_until(condition, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("waited in vain")

@@ -62,7 +62,6 @@ def scores(method: str, domain: str) -> list[dict]:
     return [run.data.metrics for run in client.search_runs([experiment.experiment_id], query)]
 
 
-@pytest.mark.slow
 def test_every_method_is_trained_and_scored_and_the_papers_on_every_domain(outcome: dict[str, int]) -> None:
     assert outcome["cached"] == 0
     for method, domain in [*product(PAPERS, DOMAINS), *product(METHODS, ["math"])]:

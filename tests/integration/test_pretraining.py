@@ -1,0 +1,53 @@
+"""Pretraining the embedded base, on a small recipe: the same bytes twice, and nothing is left of a killed one."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from lori.scale_model.pretrain import OUTPUT_DIR, Recipe, pretrain
+
+SMALL = Recipe(num_steps=(3, 2), rows_per_process=2, row_length=32, num_tokenizer_documents=500, num_layers=1)
+
+
+def test_pretraining_twice_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        pretrain(SMALL, tmp_path / name)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_pretraining_processes_die_with_their_parent(tmp_path):
+    code = (
+        "from dataclasses import replace; from pathlib import Path; import tests.integration.test_pretraining as t\n"
+        "if __name__ == '__main__':\n"
+        f"    t.pretrain(replace(t.SMALL, num_steps=(9000, 1)), Path({str(tmp_path / 'model')!r}))"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    run = subprocess.Popen(
+        [sys.executable, script],
+        env={"PYTHONPATH": str(OUTPUT_DIR.parents[1]), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    )
+    family = wait_until(
+        lambda: [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
+    )
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    wait_until(
+        lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    )
+    assert not Path(tmp_path, "model").exists()
+
+
+def wait_until(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
