@@ -30,10 +30,10 @@ test-crash: .venv/ready  ## everything that can be killed is killed; an installa
 	@echo "Crash tests, one after the other: up to an hour on 2 cores."
 	$(BIN)/pytest tests/crash --timeout 900
 
-test-integration: .venv/ready  ## MLflow on Postgres and an object store; its pages in a browser
+test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object store; its pages in a browser
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "MLflow runs on Postgres: apt-get install postgresql"; exit 1; }
 	@command -v chromium >/dev/null || { echo "Pages are opened in a browser: apt-get install chromium"; exit 1; }
-	@echo "Integration tests: 3 to 5 minutes on 2 cores."
+	@echo "Integration tests: 5 to 7 minutes on 2 cores."
 	$(BIN)/pytest tests/integration
 
 check: .venv/ready

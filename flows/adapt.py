@@ -35,19 +35,24 @@ def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
     return extract_mask(study.cells, mask_config(study.profile), adapter=adapter(study, source, domain, seed))
 
 
-def scores(study: Study, adapter: Future, domain: str) -> Future:
-    """An adapter on a domain's test set."""
-    config, rows = eval_config(study.profile, domain), dataset(study, domain, "test")
+def scores(study: Study, adapter: Future, domain: str, split: str = "test") -> Future:
+    """An adapter on a domain's test set, or on its validation set."""
+    config, rows = eval_config(study.profile, domain), dataset(study, domain, split)
     return evaluate(study.cells, config, adapter=adapter, dataset=rows)
 
 
 def single_domain(study: Study) -> list[Row]:
-    """The first table: every method on every domain by itself."""
+    """The first table: every method on every domain by itself.
+
+    Where there are validation rows, those choose the adapter that the registry calls the best; the table has none.
+    """
     profile, rows = study.profile, []
     for method, domain, seed in product(profile.methods, profile.domains, profile.seeds):
         trained = adapter(study, method, domain, seed)
         labels = {"method": method, "domain": domain, "seed": seed}
         rows.append(Row("single", labels, trained, [scores(study, trained, domain)]))
+        if profile.num_validation and METHODS[method].kind != "none":
+            scores(study, trained, domain, "validation")
     return rows
 
 
@@ -67,6 +72,7 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     hardware: Hardware | None = None,
     refresh: list[str] | None = None,
     plan_only: bool = False,
+    push_to: str | None = None,
 ) -> State:
     """Train every method on every domain and score it there. What is left out is the profile's.
 
@@ -85,9 +91,10 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         hardware: GPU, memory and how training is to fit it (lori/config.py).
         refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
+        push_to: User or organisation of the hub that gets the adapters of the tables, each in a private repository.
     """
     overrides = {"base_model": base_model, "domains": domains, "methods": methods, "seeds": seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope)
     return carry_out(study, single_domain)

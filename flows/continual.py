@@ -52,6 +52,7 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     hardware: Hardware | None = None,
     refresh: list[str] | None = None,
     plan_only: bool = False,
+    push_to: str | None = None,
 ) -> State:
     """Train on safety, then on each other domain, and score both. What is left out is the profile's.
 
@@ -70,9 +71,10 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         hardware: GPU, memory and how training is to fit it (lori/config.py).
         refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
         plan_only: Say what it would take and compute nothing.
+        push_to: User or organisation of the hub that gets the adapters of the tables, each in a private repository.
     """
     overrides = {"base_model": base_model, "domains": domains, "continual_methods": methods, "seeds": seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope)
     return carry_out(study, continual_learning)

@@ -25,6 +25,7 @@ from tasks import report, tracking
 from tasks.cells import Cells, Future, is_refreshed, to_handle
 from tasks.executors import check_executor, interruptible
 from tasks.progress import log_at_info
+from tasks.pushing import check_push, push
 from tasks.steps import STEPS, local_runtime, state_dir
 from tasks.tracking.content import locked
 
@@ -39,6 +40,7 @@ class Study:
     profile: recipes.Profile
     hardware: Hardware
     plan_only: bool
+    push_to: str | None = None
     cells: Cells = field(default_factory=Cells)
 
 
@@ -74,13 +76,15 @@ def begin(
     hardware: Hardware | None = None,
     refresh: Sequence[str] | None = None,
     plan_only: bool = False,
+    push_to: str | None = None,
     adapters_dir: str | None = None,
     **overrides: Any,
 ) -> Study:
     """A study of `profile` with what `overrides` changes, checked before any time is spent.
 
     Raises:
-        ValueError: for an unknown name, with the known ones; for a base model or rows that can't be used.
+        ValueError: for an unknown name, with the known ones; for a base model or rows that can't be used; if nothing
+            may be pushed to `push_to`.
         RuntimeError: for what can't be fetched; if programs can't be contained, or MLflow can't be reached.
     """
     log_at_info()
@@ -92,6 +96,8 @@ def begin(
     places = {"data_dir": runtime.data_dir, "models_dir": runtime.models_dir, **told}
     chosen = recipes.profile(profile, **{**overrides, **places})
     check_usable(chosen, plan_only=plan_only)
+    if push_to:
+        check_push(push_to)
     if not plan_only:
         tracking.ensure_store(runtime.tracking_uri)
         tracking.close_stale_runs(runtime)
@@ -105,7 +111,7 @@ def begin(
         "num_gpus": hardware.num_gpus,
         "flow_run": url_for("flow-run", flow_run.id) or str(flow_run.id),
     }
-    return Study(chosen, hardware, plan_only, Cells(place, refresh or ()))
+    return Study(chosen, hardware, plan_only, push_to, Cells(place, refresh or ()))
 
 
 def _told_places(overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -147,6 +153,8 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
             )
         progress = _follow(study.cells)
         _publish(study, rows, progress, seconds=time.monotonic() - started)
+        if study.push_to:
+            _push(study.push_to, rows, progress)
     summary = _summary(progress, seconds=time.monotonic() - started)
     print(summary, flush=True)
     if progress.failed:
@@ -241,6 +249,23 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
         create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")
         print(f"         {name}: {link}")
     print(f"Report:  {page}")
+
+
+def _push(namespace: str, rows: list[Row], progress: Progress) -> None:
+    """Every adapter of a finished row to the hub; one that can't be pushed is a failure that loses no other."""
+    adapters = {cell.adapter.key: cell.adapter for row in rows for cell in _finished(row)}
+    for adapter in adapters.values():
+        state = push_adapter(adapter, namespace, return_state=True)
+        if not state.is_completed():
+            progress.failed[f"push {adapter.name}"] = str(state.result(raise_on_failure=False))
+        elif url := state.result():
+            print(f"Hub:     {url}")
+
+
+@task(name="push", task_run_name="push {adapter.name}", cache_policy=NO_CACHE, persist_result=False)
+def push_adapter(adapter: Handle, namespace: str) -> str | None:
+    """Not cached: the hub says what it has already."""
+    return push(adapter, namespace, local_runtime())
 
 
 def _fetched_page(report_handle: Handle) -> str:

@@ -11,7 +11,8 @@ class Profile:
     """The cells of one run of the whole paper.
 
     Sizes are rows of a domain, None for all of them; the scale model's tests have `TEST_FACTOR` times as many, the
-    paper's nlu as many of each set. `num_steps` of training, `num_samples` where a domain is sampled, and at most
+    paper's nlu as many of each set; `num_validation` None is no validation: the paper's sets have no such split.
+    `num_steps` of training, `num_samples` where a domain is sampled, and at most
     `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows lie in `data_dir`
     (None: on the hub) and base models in folders in `models_dir`: no part of any result.
     """
@@ -33,7 +34,7 @@ class Profile:
     batch_size: int
     eval_batch_size: int
     num_steps: int | None
-    num_validation: int
+    num_validation: int | None
     num_test: int | None
     num_samples: int
     max_new_tokens: int | None
@@ -80,6 +81,7 @@ PAPER = replace(
     batch_size=32,
     eval_batch_size=64,
     num_steps=None,
+    num_validation=None,
     num_test=None,
     num_samples=20,
 )

@@ -33,17 +33,24 @@ def enter(handle: Handle, entry: Entry, runtime: Runtime) -> None:
     tracking.register(runtime, handle.uri, name, alias=f"seed-{entry.seed}", tags=tags)
 
 
+def nominate(adapter: Handle, score: float, rows: Handle, runtime: Runtime) -> None:
+    """Give the alias `best` to the registered adapter that scores highest on these validation rows."""
+    if tracking.address_of(runtime, adapter.uri):
+        tracking.nominate(runtime, adapter.uri, score=score, rows=rows.key)
+
+
 def write_card(adapter: Handle, runtime: Runtime) -> None:
     """The model card of a registered adapter, with the scores that its run has by now."""
-    address = tracking.address_of(runtime, adapter.uri)
-    if address is None:
-        return
-    with tracking.card_lock(runtime, adapter.key):  # of two that score it, the later one knows both scores
-        base, config = adapter.config["base_model"], adapter.config
-        scores = tracking.run_metrics(runtime, adapter.run_id)
-        licence = licence_of(base, runtime.models_dir)
-        card = Card(_kind(adapter), adapter.name, address, base, licence, config, scores)
-        tracking.write_beside(runtime, adapter.uri, tracking.CARD, to_markdown(card))
+    if address := tracking.address_of(runtime, adapter.uri):
+        with tracking.card_lock(runtime, adapter.key):  # of two that score it, the later one knows both scores
+            tracking.write_beside(runtime, adapter.uri, tracking.CARD, card_of(adapter, address, runtime))
+
+
+def card_of(adapter: Handle, address: str, runtime: Runtime) -> str:
+    """Its model card, from what MLflow has of it now; `address` is its `models:/NAME@ALIAS`."""
+    base, scores = adapter.config["base_model"], tracking.run_metrics(runtime, adapter.run_id)
+    licence = licence_of(base, runtime.models_dir)
+    return to_markdown(Card(_kind(adapter), adapter.name, address, base, licence, adapter.config, scores))
 
 
 def _kind(adapter: Handle) -> str:

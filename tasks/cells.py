@@ -85,7 +85,8 @@ def merge_adapters(cells: Cells, config: MergeConfig, *, method: str, adapters: 
 
 def evaluate(cells: Cells, config: EvalConfig, *, adapter: Future, dataset: Future) -> Future:
     """The scores of an adapter on a domain."""
-    name = f"{cells.names[adapter]}  on {config.domain}"
+    rows = cells.names[dataset].removesuffix(" test")  # of its splits the one that is meant unless another is named
+    name = f"{cells.names[adapter]}  on {rows}"
     return _ask(cells, "evaluate", name, config, adapter=adapter, dataset=dataset)
 
 

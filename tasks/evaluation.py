@@ -11,11 +11,11 @@ from typing import Any
 from lori.adaptation import apply_adapter
 from lori.config import EvalConfig, Handle, Runtime
 from lori.data import load_rows
-from lori.domains import Example
+from lori.domains import DOMAINS, Example
 from lori.evaluation import generate, rescore
 from lori.loading import load_base, load_tokenizer
 from tasks import tracking
-from tasks.catalogue import write_card
+from tasks.catalogue import nominate, write_card
 from tasks.data import ROWS_FILE
 
 UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
@@ -23,7 +23,8 @@ GENERATIONS = "generations.jsonl"
 
 
 def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, runtime: Runtime) -> Handle:
-    """The domain's metrics of `adapter`; every completion is kept beside them.
+    """The domain's metrics of `adapter`; every completion is kept beside them. Of a split that is not the test's,
+    their names start with the split's: `validation/nlu/accuracy`.
 
     Completions are stored before they are scored: an attempt after one that did not end scores those.
     """
@@ -36,12 +37,16 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
         records = _generate(config, examples, adapter=adapter, runtime=runtime)
         with _written(records) as directory:
             tracking.log_directory(runtime, adapter.run_id, directory, f"{UNSCORED}/{place}")
-    metrics, records = rescore(examples, records, config.domain)
+    measured, records = rescore(examples, records, config.domain)
+    split = dataset.config["split"]
+    metrics = measured if split == "test" else {f"{split}/{name}": value for name, value in measured.items()}
     with _written(records) as directory:
         (directory / "metrics.json").write_text(json.dumps({"config": asdict(config), "metrics": metrics}, indent=2))
         uri, sha256 = tracking.log_directory(runtime, adapter.run_id, directory, f"scores/{place}")
     tracking.link_dataset(runtime, adapter.run_id, dataset, "eval")
     tracking.log_metrics(runtime, adapter.run_id, metrics)
+    if split == "validation":
+        nominate(adapter, measured[DOMAINS[config.domain].headline], dataset, runtime)
     write_card(adapter, runtime)
     tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     return Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))

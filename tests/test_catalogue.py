@@ -44,8 +44,9 @@ def trained(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
         config = train_config(profile, "lori-d", "nlu", 0)
         adapter = compute(Job("train", "nlu", config, {"dataset": rows("train")}, place)).handle
-        inputs = {"adapter": adapter, "dataset": rows("test")}
-        compute(Job("evaluate", "nlu", eval_config(profile, "nlu"), inputs, place))
+        for split in ("test", "validation"):
+            inputs = {"adapter": adapter, "dataset": rows(split)}
+            compute(Job("evaluate", "nlu", eval_config(profile, "nlu"), inputs, place))
     return MlflowClient(server[0]), adapter
 
 
@@ -63,8 +64,8 @@ def test_the_snippet_of_its_card_loads_it(
     trained: tuple[MlflowClient, Handle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, adapter = trained
+    mlflow.set_tracking_uri(None)  # as in a new process: by the environment, of which this is a part
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(client.tracking_uri))
-    mlflow.set_tracking_uri(None)  # as in a new process: by the environment
     path = mlflow.artifacts.download_artifacts(f"models:/{NAME}@seed-0", dst_path=str(tmp_path))
     text = Path(path, "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -91,6 +92,54 @@ def test_its_card_has_the_hubs_header_and_the_scores_of_its_run(
     metrics = client.get_run(adapter.run_id).data.metrics
     assert f"| `nlu/accuracy` | {metrics['nlu/accuracy']:.1f} |" in card.text
     assert f"| learning_rate | {adapter.config['learning_rate']} |" in card.text
+
+
+def test_scores_on_validation_rows_are_told_apart_and_name_the_best(trained: tuple[MlflowClient, Handle]) -> None:
+    client, adapter = trained
+    metrics = client.get_run(adapter.run_id).data.metrics
+    profile = PROFILES["smoke"]
+    assert (metrics["nlu/num_examples"], metrics["validation/nlu/num_examples"]) == (
+        profile.num_test,
+        profile.num_validation,
+    )
+    best = client.get_model_version_by_alias(NAME, "best")
+    assert best.source == adapter.uri
+    assert json.loads(best.tags["lori.validation"])["score"] == metrics["validation/nlu/accuracy"]
+
+
+def test_the_best_is_the_first_of_the_highest_on_the_same_rows(store: Store, tmp_path: Path) -> None:
+    handles = [log_adapter(store, write_adapter(tmp_path / str(n), bytes([n])), key=f"train-v1-{n}") for n in range(4)]
+    scores = [(60.0, "rows"), (70.0, "rows"), (70.0, "rows"), (90.0, "others")]
+    best = []
+    for seed, (handle, (score, rows)) in enumerate(zip(handles, scores, strict=True)):
+        name = register(store, handle, f"seed-{seed}").removeprefix("models:/").partition("@")[0]
+        tracking.nominate(store.runtime, handle.uri, score=score, rows=rows)
+        best.append(handles.index(next(h for h in handles if h.uri == best_of(store, name))))
+    assert best == [0, 1, 1, 3]
+    tracking.nominate(store.runtime, handles[1].uri, score=50.0, rows="rows")  # scored again: now the third is
+    assert best_of(store, name) == handles[2].uri
+
+
+def best_of(store: Store, name: str) -> str:
+    return client_of(store).get_model_version_by_alias(name, "best").source
+
+
+def test_machines_that_score_at_once_agree_on_the_best(server: tuple[str, Path], tmp_path: Path) -> None:
+    """Each with a cache, and so a lock, of its own."""
+    uri, artifact_dir = server
+    stores = [Store(Runtime(uri, str(tmp_path / str(machine)), "scoring"), artifact_dir) for machine in range(4)]
+    handles = [
+        log_adapter(stores[0], write_adapter(tmp_path / f"a{n}", bytes([n])), key=f"train-v1-{n}") for n in range(4)
+    ]
+    for n, handle in enumerate(handles):
+        register(stores[0], handle, f"seed-{n}")
+
+    def score(n: int) -> None:
+        tracking.nominate(stores[n].runtime, handles[n].uri, score=float(n), rows="rows")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(score, range(4)))
+    assert best_of(stores[0], "scoring.lora") == handles[3].uri
 
 
 @pytest.mark.parametrize(

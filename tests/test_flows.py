@@ -67,6 +67,7 @@ def test_another_sparsity_trains_only_what_the_mask_touches_again(paper: dict[st
     adapt(profile="smoke", domains=["nlu"], sparsity=0.5)
     assert computed() == [
         "evaluate lori-s nlu  seed 0  on nlu",
+        "evaluate lori-s nlu  seed 0  on nlu validation",
         "mask lori-d nlu  seed 0  sparsity 0.5 model",
         "train lori-s nlu  seed 0",
     ]
@@ -143,9 +144,13 @@ def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
     paper: dict[str, int], computed: Computed
 ) -> None:
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lora"])
-    assert computed() == ["evaluate lora nlu  seed 0  on nlu", "train lora nlu  seed 0"]
+    assert computed() == [
+        "evaluate lora nlu  seed 0  on nlu",
+        "evaluate lora nlu  seed 0  on nlu validation",
+        "train lora nlu  seed 0",
+    ]
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["all"])
-    assert len(computed()) == 4
+    assert len(computed()) == 6  # its rows of three splits, it, and its scores on two
     adapt(profile="smoke", domains=["nlu"], methods=["lora"])
     assert computed() == []
 
@@ -193,7 +198,11 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
     killer.join()
     pool.close_shared_pool()
     assert killed
-    assert computed() == ["evaluate lora nlu  seed 0  on nlu", "train lora nlu  seed 0"]
+    assert computed() == [
+        "evaluate lora nlu  seed 0  on nlu",
+        "evaluate lora nlu  seed 0  on nlu validation",
+        "train lora nlu  seed 0",
+    ]
 
 
 @pytest.mark.parametrize(

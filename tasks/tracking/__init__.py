@@ -37,7 +37,7 @@ from tasks.tracking.files import (
 )
 from tasks.tracking.handles import find_handle, save_handle
 from tasks.tracking.origin import provenance
-from tasks.tracking.registry import address_of, register, registered_name
+from tasks.tracking.registry import address_of, nominate, register, registered_name
 from tasks.tracking.runs import (
     card_lock,
     close_run,
@@ -86,6 +86,7 @@ __all__ = [
     "log_metrics",
     "log_model",
     "logged_run",
+    "nominate",
     "open_run",
     "provenance",
     "provision_views",

@@ -1,4 +1,4 @@
-"""Registered models: an adapter by name and seed, as in `models:/lori-scale-r8.lori-s.nlu@seed-0`."""
+"""Registered models: an adapter by name and seed, as in `models:/lori-scale-r8.lori-s.nlu@seed-0`, or the `@best`."""
 
 import json
 import re
@@ -15,6 +15,8 @@ from tasks.tracking.client import connect, is_server, key_lock
 KNOWN, GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 LINK_TAG = "mlflow.modelVersions"  # of a logged model: MLflow's Models tab shows its versions by it
 ADDRESS_TAG = "lori.address"  # of a logged model: `models:/NAME@ALIAS`
+BEST = "best"
+VALIDATION_TAG = "lori.validation"  # of a version: its score and the key of the rows, in one tag as JSON
 
 
 def registered_name(base_model: str, rank: int | str, method: str, domain: str) -> str:
@@ -48,6 +50,26 @@ def register(runtime: Runtime, uri: str, name: str, *, alias: str, tags: dict[st
     return address
 
 
+def nominate(runtime: Runtime, uri: str, *, score: float, rows: str) -> None:
+    """Note the validation score of a registered model; the best version on the same `rows` gets the alias `best`.
+
+    Of equals it is the oldest. Whoever is last to set the alias has seen every score: machines that race agree.
+    """
+    client, name = connect(runtime.tracking_uri), str(address_of(runtime, uri)).removeprefix("models:/").split("@")[0]
+    with key_lock(runtime, f"registry-{name}"):
+        version = str(min(int(found.version) for found in _versions_of(client, name, uri)))  # a file has them as int
+        client.set_model_version_tag(name, version, VALIDATION_TAG, json.dumps({"score": score, "rows": rows}))
+        while (best := _best_version(client, name, rows)) != str(client.get_registered_model(name).aliases.get(BEST)):
+            client.set_registered_model_alias(name, BEST, best)
+
+
+def _best_version(client: MlflowClient, name: str, rows: str) -> str:
+    found = client.search_model_versions(f"name = '{name}'")
+    told = {int(one.version): json.loads(one.tags[VALIDATION_TAG]) for one in found if VALIDATION_TAG in one.tags}
+    scores = {version: validation["score"] for version, validation in told.items() if validation["rows"] == rows}
+    return str(max(scores, key=lambda version: (scores[version], -version)))
+
+
 def address_of(runtime: Runtime, uri: str) -> str | None:
     """What `register` returned for the logged model `uri`; None for one that was not registered, or was deleted."""
     try:
@@ -60,8 +82,11 @@ def address_of(runtime: Runtime, uri: str) -> str | None:
 
 
 def _version_of(client: MlflowClient, name: str, uri: str) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}' and source_path = '{uri}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+    return min(_versions_of(client, name, uri), key=lambda version: int(version.version), default=None)
+
+
+def _versions_of(client: MlflowClient, name: str, uri: str) -> list[ModelVersion]:
+    return client.search_model_versions(f"name = '{name}' and source_path = '{uri}'")
 
 
 def _new_version(client: MlflowClient, name: str, model: LoggedModel, tags: dict[str, str]) -> ModelVersion:

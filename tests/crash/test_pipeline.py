@@ -13,8 +13,10 @@ CELLS = {"domains": ["nlu"], "methods": ["base", "lori-s"], "merge_methods": ["c
 TITLES = [
     "dataset nlu test",
     "dataset nlu train",
+    "dataset nlu validation",
     "evaluate base nlu  seed 0  on nlu",
     "evaluate lori-s nlu  seed 0  on nlu",
+    "evaluate lori-s nlu  seed 0  on nlu validation",
     "mask lori-d nlu  seed 0  sparsity 0.9 model",
     "train base nlu  seed 0",
     "train lori-d nlu  seed 0",
