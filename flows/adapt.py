@@ -5,11 +5,12 @@ from itertools import product
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.study import THREADS, Row, Study, begin, carry_out, run_name
+from flows.rows import Row
+from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.methods import METHODS
-from lori.recipes import data_config, eval_config, mask_config, train_config
-from tasks.cells import Future, evaluate, extract_mask, prepare_dataset, train_adapter
+from lori.recipes import data_config, eval_config, mask_config, random_mask_config, train_config
+from tasks.cells import Future, draw_mask, evaluate, extract_mask, prepare_dataset, train_adapter
 
 
 def dataset(study: Study, domain: str, split: str) -> Future:
@@ -29,10 +30,13 @@ def adapter(study: Study, method: str, domain: str, seed: int) -> Future:
 
 def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
     """Where `method` may train, read off the B that another method trained on the same domain; None is everywhere."""
-    source = METHODS[method].mask_from
-    if source is None:
+    row = METHODS[method]
+    if row.mask_from is None:
         return None
-    return extract_mask(study.cells, mask_config(study.profile), adapter=adapter(study, source, domain, seed))
+    source = adapter(study, row.mask_from, domain, seed)
+    if row.random_mask:
+        return draw_mask(study.cells, random_mask_config(study.profile, domain, seed), adapter=source)
+    return extract_mask(study.cells, mask_config(study.profile), adapter=source)
 
 
 def scores(study: Study, adapter: Future, domain: str, split: str = "test") -> Future:

@@ -5,15 +5,17 @@ from itertools import product
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.adapt import adapter, scores
-from flows.study import THREADS, Row, Study, begin, carry_out, run_name
-from lori.config import Hardware
+from flows.adapt import adapter, mask, scores
+from flows.rows import Row
+from flows.study import THREADS, Study, begin, carry_out, run_name
+from lori.config import Hardware, InterferenceConfig
+from lori.methods import METHODS
 from lori.recipes import merge_config
-from tasks.cells import merge_adapters
+from tasks.cells import measure_interference, merge_adapters
 
 
 def merging(study: Study) -> list[Row]:
-    """The second table: every merge of every method's adapters, on every domain."""
+    """The second table: every merge of every method's adapters, on every domain; and how much those interfere."""
     profile, rows = study.profile, []
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
         config = merge_config(profile, method, merge_method, seed)
@@ -21,6 +23,15 @@ def merging(study: Study) -> list[Row]:
         merged = merge_adapters(study.cells, config, method=method, adapters=adapters)
         labels = {"method": method, "merge": merge_method, "weights": config.weights, "seed": seed}
         rows.append(Row("merging", labels, merged, [scores(study, merged, domain) for domain in profile.domains]))
+    for method, seed in product(profile.merged, profile.seeds):
+        if METHODS[method].has_factors:
+            masks = [mask(study, method, domain, seed) for domain in profile.domains]
+            measure_interference(
+                study.cells,
+                InterferenceConfig(method, profile.domains, seed),
+                adapters=[adapter(study, method, domain, seed) for domain in profile.domains],
+                masks=[found for found in masks if found] or None,
+            )
     return rows
 
 

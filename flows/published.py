@@ -4,7 +4,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import scores
-from flows.study import THREADS, Row, Study, begin, carry_out, run_name
+from flows.rows import Row
+from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.domains import DOMAINS
 from lori.models import identity

@@ -18,16 +18,19 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
 from flows.planning import check_hardware, check_usable, note_cell
+from flows.rows import Row, comparison
 from lori import plan, recipes
 from lori.config import Handle, Hardware
 from lori.models import identity, split_base
 from tasks import report, tracking
 from tasks.cells import Cells, Future, is_refreshed, to_handle
 from tasks.executors import check_executor, interruptible
+from tasks.interference_table import read_pairs
 from tasks.progress import log_at_info
 from tasks.pushing import check_push, push
 from tasks.steps import STEPS, local_runtime, state_dir
 from tasks.tracking.content import locked
+from tasks.verdict import read_intervals
 
 # Threads that only wait: how much is computed at once is the executor's business
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
@@ -42,16 +45,6 @@ class Study:
     plan_only: bool
     push_to: str | None = None
     cells: Cells = field(default_factory=Cells)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table of the paper, before its numbers are there: an adapter and its scores."""
-
-    table: str
-    labels: Mapping[str, Any]
-    adapter: Future
-    scores: list[Future]
 
 
 @dataclass
@@ -151,8 +144,9 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
             raise ValueError(
                 "These domains and methods leave no row of a table: two domains merge, safety comes first."
             )
+        compared = comparison(study.cells, rows)
         progress = _follow(study.cells)
-        _publish(study, rows, progress, seconds=time.monotonic() - started)
+        _publish(study, rows, compared, progress, seconds=time.monotonic() - started)
         if study.push_to:
             _push(study.push_to, rows, progress)
     summary = _summary(progress, seconds=time.monotonic() - started)
@@ -166,8 +160,7 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
 def _noted(study: Study, stages: Sequence[Callable[[Study], list[Row]]]) -> list[plan.PlannedCell]:
     """The cells of all stages, none asked for."""
     noted = replace(study, cells=Cells(study.cells.place, submit=note_cell))
-    for stage in stages:
-        stage(noted)
+    comparison(noted.cells, [row for stage in stages for row in stage(noted)])
     return [cast(plan.PlannedCell, cell) for cell in noted.cells.titles]
 
 
@@ -227,17 +220,20 @@ def _summary(progress: Progress, *, seconds: float) -> str:
     return f"{progress.computed} cells computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
 
 
-def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: float) -> None:
+def _publish(study: Study, rows: list[Row], compared: Future | None, progress: Progress, *, seconds: float) -> None:
     """Write the report to MLflow, and leave it and a link to MLflow as artifacts of the flow run."""
     finished = [cell for row in rows for cell in _finished(row)]
     if not finished:
         return
     runtime = local_runtime()
+    is_compared = compared is not None and compared.state.is_completed()
+    intervals = read_intervals(to_handle(compared.result()), runtime) if compared and is_compared else {}
     effort = {"wall_seconds": seconds, "num_computed": progress.computed, "num_cached": progress.cached}
     base = identity(study.profile.base_model, study.profile.models_dir)
     settings = {**report.study_settings(study.profile, base), **effort}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
-        handle, markdown = write_report(finished, settings, is_complete=not progress.failed)
+        analyses = report.Analyses(intervals, read_pairs(_interference(study.cells), runtime))
+        handle, markdown = write_report(finished, analyses, settings, is_complete=not progress.failed)
         page = _fetched_page(handle)
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
@@ -249,6 +245,12 @@ def _publish(study: Study, rows: list[Row], progress: Progress, *, seconds: floa
         create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")
         print(f"         {name}: {link}")
     print(f"Report:  {page}")
+
+
+def _interference(cells: Cells) -> list[Handle]:
+    """What was measured of it."""
+    asked = [future for (step, *_), future in cells.futures.items() if step == "interference"]
+    return [to_handle(future.result()) for future in asked if future.state.is_completed()]
 
 
 def _push(namespace: str, rows: list[Row], progress: Progress) -> None:
@@ -283,7 +285,9 @@ def _finished(row: Row) -> Iterator[report.Cell]:
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
-def write_report(cells: list[report.Cell], settings: Mapping[str, Any], *, is_complete: bool) -> tuple[Handle, str]:
+def write_report(
+    cells: list[report.Cell], analyses: report.Analyses, settings: Mapping[str, Any], *, is_complete: bool
+) -> tuple[Handle, str]:
     """The tables, from handles alone. Not cached: it says when it was made and how long that took."""
     runtime = local_runtime()
-    return report.write_report(cells, settings=settings, is_complete=is_complete, runtime=runtime)
+    return report.write_report(cells, analyses, settings=settings, is_complete=is_complete, runtime=runtime)

@@ -66,6 +66,13 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
+class RandomMaskConfig(MaskConfig):
+    """A control: as many entries of each group at random places, another choice for each `draw`."""
+
+    draw: str
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """How adapters become one. `density` is PEFT's word: the share kept by magnitude, ties and dare. dare draws.
 
@@ -111,11 +118,36 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Scores of several rows of a table, with intervals, and the differences between rows (`lori/stats.py`).
+
+    `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; within a row, scores of one
+    domain and seed are averaged item by item. `pairs` are rows to compare, `<row> − <row>` each.
+    """
+
+    rows: tuple[str, ...]
+    domains: tuple[str, ...]
+    seeds: tuple[int, ...]
+    pairs: tuple[str, ...]
+    num_resamples: int
+
+
+@dataclass(frozen=True)
+class InterferenceConfig:
+    """Which adapters are compared pair by pair (`lori/interference.py`): one method's, of these domains."""
+
+    method: str
+    domains: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Handle:
     """A result that lies in MLflow: small enough for a cache record, with what is needed to fetch and check the bytes.
 
-    `kind` is dataset, adapter, mask, scores or report; `uri` is an MLflow URI (`models:/…` or `runs:/…`); `sha256` is
-    the digest of the files under it; `metrics` are the headline numbers; `config` the flattened config that made it.
+    `kind` is dataset, adapter, mask, scores, intervals, interference or report; `uri` is an MLflow URI (`models:/…` or
+    `runs:/…`); `sha256` is the digest of the files under it; `metrics` are the headline numbers; `config` the
+    flattened config that made it.
     """
 
     kind: str

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lori.adapters import METADATA, check_digests, digest, module_name, open_adapter, write_tensors, written_whole
-from lori.config import MaskConfig
+from lori.config import MaskConfig, RandomMaskConfig
 from lori.files import open_tensors
 from lori.layer import projection_a
 from lori.scopes import SCOPES, check_mask_config
@@ -33,6 +33,17 @@ def extract_masks(adapter_dir: Path, config: MaskConfig) -> dict[str, Bool[Tenso
         return _masks(adapter.modules, adapter.b, config)
 
 
+def draw_masks(adapter_dir: Path, config: RandomMaskConfig) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
+    """`random_masks` for the modules of an adapter, of which the shapes alone are read.
+
+    Raises:
+        ValueError: as `open_adapter`.
+    """
+    with open_adapter(adapter_dir) as adapter:
+        shapes = {module: (len(adapter.b(module)), adapter.rank(module)) for module in adapter.modules}
+    return random_masks(shapes, config, seed=config.draw)
+
+
 def magnitude_masks(
     bs: Mapping[str, Float[Tensor, "_d_out _rank"]], config: MaskConfig
 ) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
@@ -48,7 +59,7 @@ def magnitude_masks(
 
 
 def random_masks(
-    shapes: Mapping[str, tuple[int, int]], config: MaskConfig, *, seed: int
+    shapes: Mapping[str, tuple[int, int]], config: MaskConfig, *, seed: int | str
 ) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
     """The control: as many entries of each group as `magnitude_masks` keeps, at random places.
 

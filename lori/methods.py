@@ -4,7 +4,7 @@ LoRI (paper, section 3): ΔW = alpha / rank · b @ a, with `a` (rank, in) drawn 
 trained from zero, all of it (LoRI-D) or where a mask allows it (LoRI-S).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lori.config import TrainConfig
 
@@ -13,8 +13,10 @@ from lori.config import TrainConfig
 class Method:
     """What trains. `kind` is none, full, lora or a row of `TUNERS` (baselines.py); the rest is of lora alone.
 
-    `mask_from` names the method whose B gives the mask. `use_rslora` scales by alpha / √rank. With `from_svd` A and B
-    start at the base's largest singular values (PiSSA); `precondition` is LoRA-FA's (optimizer.py).
+    `mask_from` names the method whose B gives the mask, or with `random_mask` only its size. `use_rslora` scales by
+    alpha / √rank. With `from_svd` A and B start at the base's largest singular values (PiSSA); `precondition` is
+    LoRA-FA's (optimizer.py). `shared_a` and `fresh_a` are `TrainConfig`'s. A control differs in one thing from the
+    method `control_of`, to tell what that thing does: it has the same learning rates and merge weights.
     """
 
     kind: str
@@ -24,6 +26,15 @@ class Method:
     from_svd: bool = False
     precondition: bool = False
     mask_from: str | None = None
+    random_mask: bool = False
+    shared_a: bool = False
+    fresh_a: bool = False
+    control_of: str | None = None
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether an adapter is B A and nothing else."""
+        return self.kind == "lora" and not self.use_dora
 
 
 METHODS = {
@@ -40,6 +51,13 @@ METHODS = {
     "vera": Method("vera"),
     "shira": Method("shira"),
 }
+LORI_D, LORI_S = METHODS["lori-d"], METHODS["lori-s"]
+METHODS |= {
+    "lori-s-random-mask": replace(LORI_S, random_mask=True, control_of="lori-s"),
+    "lori-s-fresh-a": replace(LORI_S, fresh_a=True, control_of="lori-s"),
+    "lori-d-shared-a": replace(LORI_D, shared_a=True, control_of="lori-d"),
+    "lori-s-shared-a": replace(LORI_S, mask_from="lori-d-shared-a", shared_a=True, control_of="lori-s"),
+}
 
 
 def method(name: str) -> Method:
@@ -51,6 +69,11 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}. Known: {', '.join(METHODS)} (lori/methods.py).")
     return METHODS[name]
+
+
+def recipe_of(name: str) -> str:
+    """The method whose learning rate and merge weights it takes: its own, of a control those of what it controls."""
+    return METHODS[name].control_of or name
 
 
 def a_key(config: TrainConfig) -> str:

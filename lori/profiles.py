@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
+CONTROLS = ("lori-s-random-mask", "lori-s-fresh-a", "lori-d-shared-a", "lori-s-shared-a")
 DENSITY = 0.7  # of magnitude, ties and dare
 
 
@@ -98,6 +99,15 @@ PROFILES = {
         num_steps=4,
         num_validation=8,
         num_test=12,
+    ),
+    # What tells why: the paper's methods beside some that differ from them in one thing (`Method.control_of`)
+    "scale-controls": replace(
+        SCALE,
+        name="scale-controls",
+        methods=("lora", "lori-d", "lori-s", *CONTROLS),
+        merged=("lora", "lori-d", "lori-s", *CONTROLS),
+        merge_methods=("concat",),
+        continual_methods=("lora", "lori-d", "lori-s", *CONTROLS),
     ),
     "paper": PAPER,
     # The paper's on a few rows and a small base: numbers that mean nothing, from the code that makes those that do

@@ -5,15 +5,16 @@ model follows the paper where size does not forbid it: AdamW at a constant rate,
 loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
+from lori.config import CompareConfig, DataConfig, EvalConfig, MaskConfig, MergeConfig, RandomMaskConfig, TrainConfig
 from lori.domains import DOMAINS, domain
 from lori.merge_methods import check_merge_config
-from lori.methods import method
+from lori.methods import METHODS, method, recipe_of
 from lori.models import BaseModel, base_model, identity
 from lori.paper.prompts import check_prompt_style
 from lori.paper.recipes import ALPHA_PER_RANK, RANK_FACTORS, Recipe, merge_weight, recipe
@@ -55,6 +56,8 @@ MERGE_WEIGHTS = {
 }
 # Safety's requests cluster by substance, and a third of them are harmless: more are needed for the same error
 TEST_FACTOR = {"nlu": 1, "math": 1, "code": 1, "safety": 3}
+
+NUM_RESAMPLES = 2000  # of a bootstrap: a 95 % interval's ends are then within some 3 % of its width
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _check_merges(changed: Profile, base: BaseModel) -> None:
     for merge_method in changed.merge_methods:
         config = MergeConfig("", merge_method, weights, changed.density, 0, match_norms=False)
         check_merge_config(config, num_adapters=len(changed.domains))
-    missing = sorted(set(product(changed.merged, changed.merge_methods)) - set(MERGE_WEIGHTS))
+    missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(MERGE_WEIGHTS))
     if missing and changed.weights is None and base.suite == "miniature":
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
 
@@ -160,7 +163,7 @@ def data_config(profile: Profile, domain_name: str, split: str) -> DataConfig:
 
 def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
     """The training of one adapter; in continual learning of the second domain as well."""
-    base = base_of(profile)
+    base, row = base_of(profile), METHODS[method_name]
     limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
     return TrainConfig(
         base_model=identity(profile.base_model, profile.models_dir),
@@ -177,12 +180,14 @@ def train_config(profile: Profile, method_name: str, domain_name: str, seed: int
         seed=seed,
         add_bos=profile.prompt_style != "authors",
         dtype=profile.dtype or base.dtype,
+        shared_a=row.shared_a,
+        fresh_a=row.fresh_a,
     )
 
 
 def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
     if base.suite == "miniature":
-        return Recipe({**LEARNING_RATES, **GUESSED_RATES}[method_name], ALPHA_PER_RANK * profile.rank)
+        return Recipe({**LEARNING_RATES, **GUESSED_RATES}[recipe_of(method_name)], ALPHA_PER_RANK * profile.rank)
     return recipe(base.source, profile.rank, domain_name, method_name)
 
 
@@ -191,16 +196,28 @@ def mask_config(profile: Profile) -> MaskConfig:
     return MaskConfig(sparsity=profile.sparsity, scope=profile.scope)
 
 
+def random_mask_config(profile: Profile, domain_name: str, seed: int) -> RandomMaskConfig:
+    """A mask of the same size at random places: others for each domain and seed, as magnitude masks are."""
+    return RandomMaskConfig(sparsity=profile.sparsity, scope=profile.scope, draw=f"{seed}/{domain_name}")
+
+
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
     num_adapters = len(profile.domains)
     if base_of(profile).suite == "miniature":
-        weight = MERGE_WEIGHTS.get((method_name, merge_method), 0.0)
+        weight = MERGE_WEIGHTS.get((recipe_of(method_name), merge_method), 0.0)
     else:
         weight = merge_weight(method_name, num_adapters)
     weights = profile.weights or (weight,) * num_adapters
     base = identity(profile.base_model, profile.models_dir)
     return MergeConfig(base, merge_method, weights, profile.density, seed, match_norms=False)
+
+
+def compare_config(
+    *, rows: Sequence[str], domains: Sequence[str], seeds: Sequence[int], pairs: Sequence[str]
+) -> CompareConfig:
+    """How rows of the tables are compared: see `CompareConfig` for what is given."""
+    return CompareConfig(tuple(rows), tuple(domains), tuple(seeds), tuple(pairs), NUM_RESAMPLES)
 
 
 def eval_config(profile: Profile, domain_name: str) -> EvalConfig:

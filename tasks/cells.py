@@ -6,7 +6,7 @@ believed only if its artifact is still there; two runs that want the same cell a
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prefect import Task, task
@@ -18,7 +18,18 @@ from prefect.locking.protocol import LockManager
 from prefect.results import ResultStore
 from prefect.transactions import IsolationLevel
 
-from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
+from lori.config import (
+    CompareConfig,
+    DataConfig,
+    EvalConfig,
+    Handle,
+    InterferenceConfig,
+    MaskConfig,
+    MergeConfig,
+    PublishedConfig,
+    RandomMaskConfig,
+    TrainConfig,
+)
 from tasks import tracking
 from tasks.executors import execute
 from tasks.locks import FlockLocks
@@ -78,6 +89,12 @@ def extract_mask(cells: Cells, config: MaskConfig, *, adapter: Future) -> Future
     return _ask(cells, "mask", name, config, adapter=adapter)
 
 
+def draw_mask(cells: Cells, config: RandomMaskConfig, *, adapter: Future) -> Future:
+    """A random mask for the shapes of an adapter."""
+    name = f"{cells.names[adapter]}  sparsity {config.sparsity:g} {config.scope}"
+    return _ask(cells, "random-mask", name, config, adapter=adapter)
+
+
 def merge_adapters(cells: Cells, config: MergeConfig, *, method: str, adapters: list[Future]) -> Future:
     """One adapter of several that `method` trained."""
     return _ask(cells, "merge", f"{method} {config.method}  seed {config.seed}", config, adapters=adapters)
@@ -88,6 +105,19 @@ def evaluate(cells: Cells, config: EvalConfig, *, adapter: Future, dataset: Futu
     rows = cells.names[dataset].removesuffix(" test")  # of its splits the one that is meant unless another is named
     name = f"{cells.names[adapter]}  on {rows}"
     return _ask(cells, "evaluate", name, config, adapter=adapter, dataset=dataset)
+
+
+def measure_interference(
+    cells: Cells, config: InterferenceConfig, *, adapters: list[Future], masks: list[Future] | None
+) -> Future:
+    """How much one method's adapters of different domains interfere."""
+    name = f"{config.method}  seed {config.seed}"
+    return _ask(cells, "interference", name, config, adapters=adapters, masks=masks)
+
+
+def compare_rows(cells: Cells, config: CompareConfig, *, scores: list[Future], datasets: list[Future]) -> Future:
+    """Intervals of the rows of the tables, and of their differences."""
+    return _ask(cells, "compare", "all rows", config, scores=scores, datasets=datasets)
 
 
 def _ask(cells: Cells, step: str, name: str, config: Any, **inputs: Future | list[Future] | None) -> Future:
@@ -116,7 +146,10 @@ def to_handle(record: Mapping[str, Any]) -> Handle:
 
 
 def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]) -> Job:
-    handles = {role: [*map(to_handle, v)] if isinstance(v, list) else to_handle(v) for role, v in inputs.items()}
+    def given(record: Mapping[str, Any]) -> Handle:
+        return replace(to_handle(record), metrics={})  # no step reads them, and Prefect limits a flow run's parameters
+
+    handles = {role: [*map(given, v)] if isinstance(v, list) else given(v) for role, v in inputs.items()}
     return Job(step, name, config, handles, place)
 
 

@@ -32,7 +32,7 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
     examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
     unscored = None if runtime.refresh else tracking.find_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     if unscored:
-        records = _read(unscored)
+        records = read_records(unscored / GENERATIONS)
     else:
         records = _generate(config, examples, adapter=adapter, runtime=runtime)
         with _written(records) as directory:
@@ -68,5 +68,6 @@ def _written(records: list[dict[str, Any]]) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _read(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / GENERATIONS).read_text().splitlines()]
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The completions of an evaluation and their scores, a record a row."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lori.cards import QUANTILE
 from tasks import tracking
+from tasks.interference_table import Pairs
 from tasks.tables import Estimate, Table, Value
 
 SIZE, DPI = (10.0, 3.6), 110  # inches, and dots an inch
@@ -32,6 +33,43 @@ def draw_figures(tables: Mapping[str, Table], directory: Path) -> dict[str, str]
             names[name] = f"{name}.png"
             figure.savefig(directory / names[name], dpi=DPI, metadata={"Software": None})
     return names
+
+
+def draw_interference(pairs: Pairs, directory: Path) -> dict[str, str]:
+    """Write `interference.png`: |cosine| by layer and projection, a panel a method, means over domains and seeds."""
+    if not pairs:
+        return {}
+    panels = {method: _by_module(found) for method, found in pairs.items()}
+    largest = max(np.nanmax(values) for values, *_ in panels.values()) or 1.0
+    figure = Figure((2.2 + 2.6 * len(panels), 3.2), layout="constrained")
+    for axes, (method, (values, layers, projections)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.imshow(values, cmap="viridis", vmin=0.0, vmax=largest, aspect="auto")
+        axes.set_title(method, loc="left")
+        axes.set_xticks(range(len(projections)), projections, rotation=60, ha="right", fontsize=7)
+        axes.set_yticks(range(len(layers)), layers)
+        axes.set_ylabel("layer")
+    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, label="|cosine of ΔW|, mean over pairs of domains")
+    figure.savefig(directory / "interference.png", dpi=DPI, metadata={"Software": None})
+    return {"interference": "interference.png"}
+
+
+def _by_module(found: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str], list[str]]:
+    """The mean of |cosine| as (layers, projections), with their names."""
+    places = {module: (_layer(module), module.rpartition(".")[2]) for module in found[0]["modules"]}
+    layers = list(dict.fromkeys(layer for layer, _ in sorted(places.values(), key=lambda place: int(place[0]))))
+    projections = list(dict.fromkeys(projection for _, projection in places.values()))
+    values = np.full((len(layers), len(projections)), np.nan)
+    for module, (layer, projection) in places.items():
+        cosines = [abs(pair["modules"][module]["cosine"]) for pair in found]
+        values[layers.index(layer), projections.index(projection)] = np.mean(cosines)
+    return values, layers, projections
+
+
+def _layer(module: str) -> str:
+    numbers = [part for part in module.split(".") if part.isdigit()]
+    return numbers[0] if numbers else "0"
 
 
 def _draw_single(axes: Axes, table: Table) -> None:

@@ -1,26 +1,41 @@
 """Extract the mask of LoRI-S from a LoRI-D adapter."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from lori.config import Handle, MaskConfig, Runtime
-from lori.masks import extract_masks, num_kept, save_masks
+from torch import Tensor
+
+from lori.config import Handle, MaskConfig, RandomMaskConfig, Runtime
+from lori.masks import draw_masks, extract_masks, num_kept, save_masks
 from tasks import tracking
 from tasks.catalogue import Entry, enter
 
 
 def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
     """The magnitude mask of `adapter`'s B's, from its files alone."""
+    return _logged(extract_masks, config, "mask", adapter=adapter, key=key, runtime=runtime)
+
+
+def draw_mask(config: RandomMaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
+    """A random mask for an adapter of `adapter`'s shapes."""
+    return _logged(draw_masks, config, "random-mask", adapter=adapter, key=key, runtime=runtime)
+
+
+def _logged(
+    make: Callable[..., dict[str, Tensor]], config: Any, kind: str, *, adapter: Handle, key: str, runtime: Runtime
+) -> Handle:
     sparsity = f"{config.sparsity:g}".replace(".", "_")  # MLflow takes no dot in a model's name
-    name = f"mask-{adapter.config['domain']}-s{sparsity}-{config.scope}-seed{adapter.config['seed']}"
+    name = f"{kind}-{adapter.config['domain']}-s{sparsity}-{config.scope}-seed{adapter.config['seed']}"
     params = {**asdict(config), "domain": adapter.config["domain"], "seed": adapter.config["seed"]}
     tags = {"lori.role": "mask", "lori.domain": adapter.config["domain"], "lori.seed": str(adapter.config["seed"])}
     with (
         tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        masks = extract_masks(tracking.fetch(runtime, adapter), config)
+        masks = make(tracking.fetch(runtime, adapter), config)
         save_masks(masks, Path(scratch))
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="mask", name=name, params=params)
         tracking.link_inputs(runtime, run_id, [adapter])
@@ -28,6 +43,8 @@ def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runt
         tracking.log_metrics(runtime, run_id, metrics)
         handle = Handle("mask", key, name, run_id, uri, sha256, metrics, params)
         made_of = adapter.config
-        entry = Entry(made_of["base_model"], made_of["rank"], "mask", made_of["domain"], made_of["seed"])
+        entry = Entry(
+            made_of["base_model"], made_of["rank"], f"{made_of['method']}-{kind}", made_of["domain"], made_of["seed"]
+        )
         enter(handle, entry, runtime)
     return handle

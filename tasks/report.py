@@ -3,29 +3,38 @@
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from lori.config import Handle, Runtime, canonical, step_key
+from lori.intervals import Intervals
 from lori.profiles import PLACES, Profile
 from tasks import tracking
 from tasks.beside_paper import paper_table
 from tasks.comparison import comparison_table, to_metrics
-from tasks.figures import draw_figures
+from tasks.figures import draw_figures, draw_interference
+from tasks.interference_table import INTERFERENCE, Pairs, interference_table
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.result_rows import log_rows
 from tasks.tables import Table, Value, to_csv, to_markdown
 from tasks.tracking.reports import Report, as_texts, find_reports
+from tasks.verdict import VERDICT, differences_table, scores_table, verdict_table
 
-__all__ = ["Cell", "study_settings", "write_report"]
+__all__ = ["Analyses", "Cell", "study_settings", "write_report"]
 
 VERSION = 1
 EFFORT = ("wall_seconds", "num_computed", "num_cached")  # settings that are no part of what a report is about
 RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
 INCOMPLETE = "**Some cells failed: their rows are missing.**"
+DIFFERENCES = """\
+In points, paired by seed and test question. `a − b`: how much more a scores; `lori-s concat − lori-s` what a merge
+loses; `kept` is the first domain after a new one, `before` the same before it, `learned` the new one, each averaged
+over the new domains."""
+CAPTIONS = {"interference": "|cosine of ΔW| by layer and projection"}
+TOLD = {"claims": [VERDICT], "differences": [DIFFERENCES], "interference": [INTERFERENCE]}  # under a table's heading
 COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
@@ -35,15 +44,28 @@ the sampling part does not shrink with n). A mean over domains is of their own m
 over-refusal, and takes their test sets as independent."""
 
 
+@dataclass(frozen=True)
+class Analyses:
+    """What was computed of the cells together: `intervals` of rows and differences, and interference of `pairs`."""
+
+    intervals: Intervals = field(default_factory=dict)
+    pairs: Pairs = field(default_factory=dict)
+
+
 def study_settings(profile: Profile, base_model: str) -> dict[str, Any]:
     """What a study is about, whatever machine it is on: the profile, with the identity of the base model."""
     return {**{n: value for n, value in asdict(profile).items() if n not in PLACES}, "base_model": base_model}
 
 
 def write_report(
-    cells: Sequence[Cell], *, settings: Mapping[str, Any], is_complete: bool, runtime: Runtime
+    cells: Sequence[Cell],
+    analyses: Analyses,
+    *,
+    settings: Mapping[str, Any],
+    is_complete: bool,
+    runtime: Runtime,
 ) -> tuple[Handle, str]:
-    """The report of `cells` as a run of its own, and its Markdown.
+    """The report of `cells` as a run of its own, and its Markdown: first of all what it says of the paper's claims.
 
     The same settings and tables find the same run again and replace its files. `settings` are those of
     `study_settings` and, in `EFFORT`, what the flow run took, which is no part of the report's identity. No report is
@@ -61,6 +83,9 @@ def write_report(
         means=to_metrics(headline_means(cells)),
     )
     log_rows(tables, about, runtime)
+    tables = {"claims": verdict_table(analyses.intervals), **tables}
+    tables["differences"] = differences_table(analyses.intervals)
+    tables["interference"] = interference_table(analyses.pairs)
     tables["paper"] = paper_table(tables)
     tables["bases"] = comparison_table(own, find_reports(runtime, about["name"]))
     tags = own.tags(is_complete=is_complete)
@@ -68,9 +93,10 @@ def write_report(
         tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        figures = draw_figures(tables, Path(scratch))
+        figures = draw_figures(tables, Path(scratch)) | draw_interference(analyses.pairs, Path(scratch))
         markdown = _markdown(cells, tables, settings=settings, is_complete=is_complete, runtime=runtime)
-        _write_files(Path(scratch), _illustrated(markdown, tables, figures), {**tables, "cells": all_metrics(cells)})
+        data = {**tables, "intervals": scores_table(analyses.intervals), "cells": all_metrics(cells)}
+        _write_files(Path(scratch), _illustrated(markdown, tables, figures), data)
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
         tracking.log_metrics(runtime, run_id, own.means)
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
@@ -86,8 +112,8 @@ def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) ->
 def _illustrated(markdown: str, tables: Mapping[str, Table], figures: Mapping[str, str]) -> str:
     """With each figure under its table's heading."""
     for name, file in figures.items():
-        heading = f"## {tables[name].title}\n\n"
-        markdown = markdown.replace(heading, f"{heading}![{tables[name].title}, with 95 % intervals]({file})\n\n")
+        heading, caption = f"## {tables[name].title}\n\n", f"{tables[name].title}, with 95 % intervals"
+        markdown = markdown.replace(heading, f"{heading}![{CAPTIONS.get(name, caption)}]({file})\n\n")
     return markdown
 
 
@@ -100,7 +126,8 @@ def _markdown(
     runtime: Runtime,
 ) -> str:
     parts = ["# LoRI: results", _headline(cells, settings), *([] if is_complete else [INCOMPLETE])]
-    parts += [f"## {table.title}\n\n{to_markdown(table)}" for table in tables.values() if table.rows]
+    for name, table in tables.items():
+        parts += [f"## {table.title}", *TOLD.get(name, []), to_markdown(table)] if table.rows else []
     parts += [COMPARED] if tables["bases"].rows else []
     parts += [FOOTNOTE, "## How it was made"]
     parts += [to_markdown(table) for table in (_recipe_table(cells), _settings_table(settings)) if table.rows]

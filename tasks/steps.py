@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lori.config import (
+    CompareConfig,
     DataConfig,
     EvalConfig,
     Handle,
+    InterferenceConfig,
     MaskConfig,
     MergeConfig,
     PublishedConfig,
+    RandomMaskConfig,
     Runtime,
     TrainConfig,
     step_key,
@@ -56,9 +59,12 @@ STEPS = {
     "dataset": Step("tasks.data:prepare_dataset", DataConfig, version=2, turn=0),
     "import": Step("tasks.published:import_adapter", PublishedConfig, version=1, turn=0),
     "mask": Step("tasks.masks:extract_mask", MaskConfig, version=2, turn=1),
+    "random-mask": Step("tasks.masks:draw_mask", RandomMaskConfig, version=1, turn=1),
     "train": Step("tasks.adapters:train_adapter", TrainConfig, version=3, turn=2, gpus=ALL),
     "merge": Step("tasks.adapters:merge_adapters", MergeConfig, version=2, turn=3),
     "evaluate": Step("tasks.evaluation:evaluate", EvalConfig, version=2, turn=4, gpus=ONE),
+    "interference": Step("tasks.interfering:measure_interference", InterferenceConfig, version=1, turn=5),
+    "compare": Step("tasks.comparing:compare_rows", CompareConfig, version=1, turn=5),
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from lori.intervals import Interval
+
 MISSING = "–"
 
 
@@ -19,7 +21,12 @@ class Estimate:
     num_seeds: int
 
 
-Value = str | int | Estimate | None
+Value = str | int | Estimate | Interval | None
+
+
+# By kind of value the columns that it has in a CSV, and what is there where it is missing
+ENDINGS: dict[type, tuple[str, ...]] = {Estimate: ("", "_se", "_seeds"), Interval: ("", "_low", "_high")}
+NOTHING: dict[type, Sequence[str | float]] = {Estimate: ("", "", 0), Interval: ("", "", "")}
 
 
 @dataclass(frozen=True)
@@ -68,26 +75,31 @@ def _text(value: Value, most_seeds: int) -> str:
     if isinstance(value, Estimate):
         fewer = f" (n = {value.num_seeds})" if value.num_seeds < most_seeds else ""
         return f"{value.mean:.1f} ± {value.error:.1f}{fewer}"
+    if isinstance(value, Interval):
+        ends = f"[{value.low:+.1f}, {value.high:+.1f}]" if math.isfinite(value.low) else "(no interval)"
+        return f"{value.mean:+.1f} {ends}"
     if isinstance(value, int):
         return f"{value:,}"
     return MISSING if value is None else value.replace("|", "\\|")
 
 
 def to_csv(table: Table) -> str:
-    """The table unrounded: an estimate is three columns, its mean, `<name>_se` and `<name>_seeds`."""
+    """The table unrounded: an estimate is three columns, its mean, `<name>_se` and `<name>_seeds`.
+
+    An interval is its mean, `<name>_low` and `<name>_high`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    measured = {name for row in table.rows for name, value in row.items() if isinstance(value, Estimate)}
-    names = [[name, f"{name}_se", f"{name}_seeds"] if name in measured else [name] for name in table.columns]
-    writer.writerow([title for group in names for title in group])
+    kinds = {name: type(value) for row in table.rows for name, value in row.items() if type(value) in ENDINGS}
+    writer.writerow([f"{name}{end}" for name in table.columns for end in ENDINGS.get(kinds.get(name, str), ("",))])
     for row in table.rows:
-        writer.writerow([field for name in table.columns for field in _fields(row.get(name), name in measured)])
+        writer.writerow([field for name in table.columns for field in _fields(row.get(name), kinds.get(name, str))])
     return text.getvalue()
 
 
-def _fields(value: Value, is_measured: bool) -> Sequence[str | float]:
+def _fields(value: Value, kind: type) -> Sequence[str | float]:
     if isinstance(value, Estimate):
         return [value.mean, value.error, value.num_seeds]
-    if is_measured:
-        return ["", "", 0]
-    return ["" if value is None else value]
+    if isinstance(value, Interval):
+        return [value.mean, value.low, value.high]
+    return NOTHING.get(kind, ("",)) if value is None else [value]

@@ -66,6 +66,7 @@ def test_a_scout_finds_the_paper_done_and_under_another_profile_not(paper: dict[
 def test_another_sparsity_trains_only_what_the_mask_touches_again(paper: dict[str, int], computed: Computed) -> None:
     adapt(profile="smoke", domains=["nlu"], sparsity=0.5)
     assert computed() == [
+        "compare all rows",
         "evaluate lori-s nlu  seed 0  on nlu",
         "evaluate lori-s nlu  seed 0  on nlu validation",
         "mask lori-d nlu  seed 0  sparsity 0.5 model",
@@ -85,7 +86,7 @@ def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
     client.delete_logged_model(model.model_id)
 
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
-    assert computed() == ["train lora nlu  seed 0"]
+    assert computed() == ["compare all rows", "train lora nlu  seed 0"]  # these two alone were not compared before
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
     assert computed() == []
 

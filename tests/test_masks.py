@@ -8,12 +8,15 @@ import struct
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_merging import make_adapter
 
 from lori.adapters import write_adapter
-from lori.config import MaskConfig
+from lori.config import MaskConfig, RandomMaskConfig
+from lori.interference import compare_masks, whole_overlap
 from lori.masks import (
     MASK_FILE,
     check_masks,
+    draw_masks,
     extract_masks,
     load_masks,
     magnitude_masks,
@@ -211,6 +214,19 @@ def test_another_seed_is_another_random_mask():
     first, again, other = (random_masks(shapes, MaskConfig(0.5, "model"), seed=seed) for seed in (0, 0, 1))
     assert same(first, again)
     assert not same(first, other)
+
+
+def test_a_random_mask_of_an_adapter_has_its_shapes_and_is_another_for_each_domain(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", "lori-d", "nlu")
+    magnitudes = extract_masks(adapter, MaskConfig(0.9, "layer"))
+    draws = ("0/nlu", "0/nlu", "0/math")
+    nlu, again, math = (draw_masks(adapter, RandomMaskConfig(0.9, "layer", draw)) for draw in draws)
+    shapes = {module: tuple(mask.shape) for module, mask in magnitudes.items()}
+    assert {module: tuple(mask.shape) for module, mask in nlu.items()} == shapes
+    assert num_kept(nlu) == num_kept(magnitudes)
+    assert same(nlu, again)
+    assert whole_overlap(compare_masks(nlu, math)) == pytest.approx(1.0, abs=0.3)
+    assert whole_overlap(compare_masks(nlu, magnitudes)) == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_random_mask_favours_no_module_whatever_its_rank():

@@ -1,9 +1,12 @@
 """The tables hold together, and a wrong name is answered with the right ones."""
 
+from dataclasses import asdict, replace
+
 import pytest
 from rows import real_data_dir
 
 from lori.domains import DOMAINS
+from lori.methods import METHODS
 from lori.recipes import data_config, eval_config, merge_config, profile, train_config
 
 
@@ -101,3 +104,26 @@ def test_four_adapters_of_a_real_base_merge_at_the_released_weights():
 def test_what_a_profile_cannot_be_is_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
         profile(name, **changes)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.control_of])
+def test_a_control_differs_in_one_thing_and_takes_over_the_numbers(name):
+    row, original = METHODS[name], METHODS[METHODS[name].control_of]
+    changed = {field for field in asdict(row) if getattr(row, field) != getattr(original, field)} - {"control_of"}
+    assert changed - {"mask_from"} in ({"random_mask"}, {"fresh_a"}, {"shared_a"})
+    if "mask_from" in changed:  # its mask is of the method that differs in the same thing
+        assert METHODS[row.mask_from].control_of == original.mask_from
+        assert METHODS[row.mask_from].shared_a == row.shared_a
+    for base in ("scale", "llama-3-8b"):
+        chosen = profile("paper" if base == "llama-3-8b" else "scale")
+        config, other = (train_config(chosen, method, "math", 0) for method in (name, row.control_of))
+        same = replace(config, method=other.method, shared_a=False, fresh_a=False)
+        assert same == other
+        assert merge_config(chosen, name, "concat", 0) == merge_config(chosen, row.control_of, "concat", 0)
+
+
+def test_the_profile_of_controls_has_each_beside_its_method():
+    chosen = profile("scale-controls")
+    controls = {name for name, row in METHODS.items() if row.control_of}
+    assert controls <= set(chosen.methods) == set(chosen.merged) == set(chosen.continual_methods)
+    assert {METHODS[name].control_of for name in controls} <= set(chosen.methods)

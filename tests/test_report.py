@@ -13,11 +13,14 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from stores import Store, open_run, runs_of
 
+from lori.claims import CLAIMS, Claim, Rule, judge
 from lori.config import Handle
+from lori.intervals import MINUS, Interval, Intervals, from_metrics, to_metrics
 from tasks import figures, tracking
 from tasks.beside_paper import paper_table
+from tasks.interference_table import Pairs
 from tasks.paper_tables import continual_table, merging_table, single_table
-from tasks.report import Cell, write_report
+from tasks.report import Analyses, Cell, write_report
 from tasks.report_html import to_html
 from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
 
@@ -156,9 +159,18 @@ def tracked(store: Store, cell: Cell) -> Cell:
     return Cell(cell.table, cell.row, trained, measured)
 
 
-def report(store: Store, cells: list[Cell], *, is_complete: bool = True, **settings: Any) -> tuple[Handle, str]:
+def report(
+    store: Store,
+    cells: list[Cell],
+    *,
+    intervals: Intervals | None = None,
+    pairs: Pairs | None = None,
+    is_complete: bool = True,
+    **settings: Any,
+) -> tuple[Handle, str]:
     about = {**SETTINGS, **settings}
-    return write_report(cells, settings=about, is_complete=is_complete, runtime=store.runtime)
+    analyses = Analyses(intervals or {}, pairs or {})
+    return write_report(cells, analyses, settings=about, is_complete=is_complete, runtime=store.runtime)
 
 
 @pytest.fixture
@@ -174,7 +186,9 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
     names = {"README.md", "index.html", "single.png", "merging.png"}
-    names |= {f"{name}.csv" for name in ("single", "merging", "continual", "paper", "bases", "cells")}
+    tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
+    tables += ("interference",)
+    names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()
     assert re.sub(r"!\[.*\n\n", "", text) == markdown
@@ -229,6 +243,110 @@ def test_cells_csv_has_every_metric_of_every_seed(sqlite_store: Store, cells: li
     assert len(lines) == 2 * len(cells)  # a value and its error each
     assert lines[0]["metric"] == "nlu/accuracy"
     assert (lines[0]["value"], lines[0]["seed"], lines[0]["run_id"]) == ("78.0", "0", cells[0].adapter.run_id)
+
+
+INTERVALS = {
+    "lori-d": {"nlu": Interval(85.0, 82.0, 88.0, 5), "mean": Interval(85.0, 82.0, 88.0, 5)},
+    "lori-d − lora": {"nlu": Interval(1.0, -0.5, 2.5, 5), "mean": Interval(1.0, -0.5, 2.5, 5)},
+    "lori-s − lora": {"nlu": Interval(3.0, 1.0, 5.0, 5), "mean": Interval(3.0, 1.0, 5.0, 5)},
+    "lori-s kept − lora kept": {"safety": Interval(9.0, 2.0, 16.0, 4), "mean": Interval(9.0, 2.0, 16.0, 4)},
+}
+
+
+def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
+    sqlite_store: Store, cells: list[Cell]
+) -> None:
+    handle, markdown = report(sqlite_store, cells, intervals=INTERVALS)
+    headings = [line for line in markdown.splitlines() if line.startswith("## ")]
+    assert headings[0] == "## The paper's claims"
+    claims = [line for line in markdown.splitlines() if "| > " in line]
+    assert [line.split(" | ")[1:] for line in claims] == [
+        ["holds", "lori-d − lora", "+1.0 [-0.5, +2.5]", "> -1", "5 |"],
+        ["holds", "lori-s − lora", "+3.0 [+1.0, +5.0]", "> -1", "5 |"],
+        ["cannot tell", "lori-s kept − lora kept", "+9.0 [+2.0, +16.0]", "> 0", "4 |"],  # four seeds are too few
+    ]
+    assert "| lori-s kept − lora kept | – | +9.0 [+2.0, +16.0] | +9.0 [+2.0, +16.0] |" in markdown
+    files = tracking.fetch(sqlite_store.runtime, handle)
+    with (files / "differences.csv").open() as file:
+        first, *_ = csv.DictReader(file)
+    assert [first[name] for name in ("pair", "nlu", "nlu_low", "nlu_high", "safety", "safety_low")] == [
+        "lori-d − lora", "1.0", "-0.5", "2.5", "", "",
+    ]  # fmt: skip
+    with (files / "intervals.csv").open() as file:
+        assert [line["row"] for line in csv.DictReader(file)] == ["lori-d", "lori-d"]
+
+
+def pair_of(domains: list[str], cosine: float, overlap: float | None) -> dict[str, Any]:
+    modules = {
+        f"model.layers.{layer}.{name}": {"cosine": sign * cosine}
+        for layer, name, sign in ((1, "q_proj", 1), (0, "q_proj", -1), (10, "mlp.up_proj", 0))
+    }
+    return {
+        "domains": domains,
+        "cosine": cosine,
+        "alignment": 0.05,
+        "chance": 0.04,
+        "overlap": overlap,
+        "modules": modules,
+    }
+
+
+def test_interference_is_a_row_a_pair_of_domains_and_a_panel_a_method(sqlite_store: Store, cells: list[Cell]) -> None:
+    pairs = {
+        "lora": [pair_of(["nlu", "math"], 0.2, None), pair_of(["nlu", "math"], 0.1, None)],
+        "lori-s": [pair_of(["nlu", "math"], 0.01, 1.2), pair_of(["nlu", "code"], 0.02, 0.9)],
+    }
+    handle, markdown = report(sqlite_store, cells, pairs=pairs)
+    assert "| lora | nlu × math | +0.1500 | 0.0500 | 0.0400 | – |" in markdown  # the mean of two seeds
+    assert "| lori-s | nlu × code | +0.0200 | 0.0500 | 0.0400 | 0.90 |" in markdown
+    files = tracking.fetch(sqlite_store.runtime, handle)
+    assert (files / "interference.png").stat().st_size > 5000
+    assert "![|cosine of ΔW| by layer and projection](interference.png)" in (files / "README.md").read_text()
+
+
+def test_a_heat_map_has_layers_in_their_order_and_gaps_where_a_layer_has_no_such_module() -> None:
+    values, layers, projections = figures._by_module([pair_of(["nlu", "math"], 0.2, None)])
+    assert (layers, projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
+    assert values[:2, 0].tolist() == [0.2, 0.2]  # the magnitude of ±0.2
+    assert math.isnan(values[0, 1])
+    assert values[2, 1] == 0.0
+
+
+def found(low: float, high: float, num_seeds: int = 5) -> Interval:
+    return Interval((low + high) / 2, float(low), float(high), num_seeds)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict"),
+    [
+        (found(0, 2), found(-0.9, 1), "holds"),  # each is above −1
+        (found(0, 2), found(-4, -1.1), "does not hold"),
+        (found(-9, 9), found(-4, -1.1), "does not hold"),
+        (found(0, 2), found(-1.1, 3), "cannot tell"),
+        (found(0, 2), found(0, 2, num_seeds=4), "cannot tell"),
+        (found(0, 2), None, "cannot tell"),
+    ],
+)
+def test_a_claim_holds_if_all_of_its_rules_do(one: Interval, other: Interval | None, verdict: str) -> None:
+    claim = Claim("?", (Rule("a − b", -1.0), Rule("c − b", -1.0)))
+    intervals = {"a − b": {"mean": one}, **({"c − b": {"mean": other}} if other else {})}
+    assert judge(claim, intervals)[0] == verdict
+
+
+def test_every_rule_is_of_rows_that_are_compared() -> None:
+    """By the names that a study of the paper gives them."""
+    names = {"lora", "lori-d", "lori-s", "lora concat", "lori-d concat", "lora kept", "lori-s kept"}
+    for claim in CLAIMS:
+        for rule in claim.rules:
+            assert set(rule.pair.split(MINUS)) <= names, rule
+
+
+def test_intervals_are_flat_numbers_and_what_has_no_ends_stays_without() -> None:
+    unknown = {"lora": {"mean": Interval(50.0, -math.inf, math.inf, 1)}}
+    numbers = to_metrics({**INTERVALS, **unknown})
+    assert all(math.isfinite(number) for number in numbers.values())
+    assert numbers["lori-d − lora/nlu/low"] == -0.5
+    assert from_metrics(numbers) == {**INTERVALS, **unknown}
 
 
 def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load(tmp_path: Path) -> None:

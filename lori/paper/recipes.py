@@ -8,7 +8,7 @@ from typing import Any
 
 from lori.config import TrainConfig
 from lori.domains import DOMAINS
-from lori.methods import method
+from lori.methods import method, recipe_of
 from lori.models import BASE_MODELS, LLAMA_PROJECTIONS
 
 ALPHA_PER_RANK = 2  # α = 64 at r = 32, 128 at r = 64
@@ -74,6 +74,7 @@ def recipe(source: str, rank: int, domain_name: str, method_name: str) -> Recipe
         ValueError: for an unknown method, or one without a learning rate.
     """
     method(method_name)
+    method_name = recipe_of(method_name)
     if method_name not in LEARNING_RATES:
         raise ValueError(f"No learning rate for {method_name!r}: see LEARNING_RATES (lori/paper/recipes.py).")
     last = source.partition("@")[0].rpartition("/")[2]  # a row, or a copy in a folder that is called as on the hub
@@ -84,7 +85,7 @@ def recipe(source: str, rank: int, domain_name: str, method_name: str) -> Recipe
 
 def merge_weight(method_name: str, num_adapters: int) -> float:
     """The weight of each of `num_adapters` adapters of one method; for other numbers than the paper's, 1 / n."""
-    return MERGE_WEIGHTS.get(method_name, MERGE_WEIGHTS["lori-d"]).get(num_adapters, 1 / num_adapters)
+    return MERGE_WEIGHTS.get(recipe_of(method_name), MERGE_WEIGHTS["lori-d"]).get(num_adapters, 1 / num_adapters)
 
 
 def paper_config(method_name: str, domain_name: str, base: str, **changes: Any) -> TrainConfig:

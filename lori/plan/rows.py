@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig, TrainRuntime
+from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, RandomMaskConfig, TrainConfig, TrainRuntime
 from lori.methods import method
 from lori.plan.activations import FP32
 from lori.plan.cells import PlannedCell
@@ -185,6 +185,7 @@ ROWS: dict[type, Callable[[PlannedCell, Study, Place], PlanRow]] = {
     DataConfig: _dataset,
     TrainConfig: _train,
     MaskConfig: _mask,
+    RandomMaskConfig: _mask,
     MergeConfig: _merge,
     EvalConfig: _evaluate,
 }

@@ -1,0 +1,78 @@
+"""A row of a table of the paper, and which rows are compared with which: seed by seed and question by question."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lori.intervals import MINUS
+from lori.methods import METHODS
+from lori.recipes import compare_config
+from tasks.cells import Cells, Future, compare_rows
+from tasks.paper_tables import REFERENCE
+
+# What continual learning measures: the first domain before and after the new one, and the new one
+BEFORE, KEPT, LEARNED = "before", "kept", "learned"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row before its numbers are there: an adapter and its scores. `table` is single, merging or continual."""
+
+    table: str
+    labels: Mapping[str, Any]
+    adapter: Future
+    scores: list[Future]
+
+
+def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
+    """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
+
+    A row is `lori-s`, `lori-s concat`, or, averaged over new domains, `lori-s before`, `lori-s kept` (of the first
+    domain) and `lori-s learned` (of the new one). Each is compared with the same of LoRA, a merge also with its
+    method's unmerged adapters, what is kept with what was there before, and a control with what it controls.
+    """
+    places = list(dict.fromkeys(place for row in rows for place in _places(row)))
+    domain_of = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
+    measured: dict[str, set[tuple[str, int]]] = {}  # by row: a pair is of the same domains and seeds
+    for name, seed, score in places:
+        measured.setdefault(name, set()).add((domain_of[score], seed))
+    pairs = [f"{one}{MINUS}{other}" for one, other in _pairs([*measured]) if measured[one] == measured.get(other)]
+    if not pairs:
+        return None
+    tests = {
+        asked[1].domain: future
+        for asked, future in cells.futures.items()
+        if asked[0] == "dataset" and asked[1].split == "test"
+    }
+    domains = [domain_of[score] for *_, score in places]
+    config = compare_config(
+        rows=[name for name, *_ in places], domains=domains, seeds=[seed for _, seed, _ in places], pairs=pairs
+    )
+    datasets = [tests[domain] for domain in dict.fromkeys(domains)]
+    return compare_rows(cells, config, scores=[score for *_, score in places], datasets=datasets)
+
+
+def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
+    """Name, seed and score of what the row measured."""
+    method, seed = row.labels["method"], row.labels["seed"]
+    names = {
+        "single": [method],
+        "merging": [f"{method} {row.labels.get('merge')}"] * len(row.scores),
+        "continual": [f"{method} {measured}" for measured in (BEFORE, KEPT, LEARNED)],
+    }
+    for name, score in zip(names[row.table], row.scores, strict=True):
+        yield name, seed, score
+
+
+def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        method, _, measured = name.partition(" ")
+        if method != REFERENCE and measured != BEFORE:
+            yield name, f"{REFERENCE} {measured}".strip()
+        control_of = METHODS[method].control_of if method in METHODS else None
+        if control_of and measured != BEFORE:
+            yield name, f"{control_of} {measured}".strip()
+        if measured == KEPT:
+            yield name, f"{method} {BEFORE}"
+        elif measured not in ("", BEFORE, LEARNED):
+            yield name, method

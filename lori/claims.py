@@ -1,0 +1,75 @@
+"""The paper's claims as rules, fixed before anything is computed, so that no threshold can be fitted to a result.
+
+Each rule is about the difference of two rows, the mean over domains, with its 95 % interval over seeds and test items
+(`lori/stats.py`). Rows are named as in `flows/comparing.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lori.intervals import MEAN, Interval, Intervals
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
+MIN_SEEDS = 5  # with fewer the spread between seeds is hardly known
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The difference `pair` is more than `threshold` percentage points."""
+
+    pair: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and the rules that must all hold for it to hold."""
+
+    text: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the intervals say of one rule. `interval` is None if the rows were not computed."""
+
+    rule: Rule
+    interval: Interval | None
+    verdict: str
+
+
+CLAIMS = (
+    Claim(  # "match or beat": not worse by more than a point
+        "LoRI-D and LoRI-S match LoRA on single domains, with a half and a twentieth of its trainable entries",
+        (Rule("lori-d − lora", -1.0), Rule("lori-s − lora", -1.0)),
+    ),
+    Claim(
+        "Merged by concat, LoRI-D's adapters keep more than LoRA's",
+        (Rule("lori-d concat − lora concat", 0.0),),
+    ),
+    Claim(
+        "After another domain, LoRI-S keeps more of safety than LoRA",
+        (Rule("lori-s kept − lora kept", 0.0),),
+    ),
+)
+
+
+def judge(claim: Claim, intervals: Intervals) -> tuple[str, list[Finding]]:
+    """Its verdict, and how each of its rules came out: a claim with one rule that does not hold does not hold."""
+    findings = [_finding(rule, intervals) for rule in claim.rules]
+    return _all_of([finding.verdict for finding in findings]), findings
+
+
+def _finding(rule: Rule, intervals: Intervals) -> Finding:
+    interval = intervals.get(rule.pair, {}).get(MEAN)
+    if interval is None or interval.num_seeds < MIN_SEEDS:
+        return Finding(rule, interval, OPEN)
+    if interval.low > rule.threshold:
+        return Finding(rule, interval, HOLDS)
+    return Finding(rule, interval, FAILS if interval.high < rule.threshold else OPEN)
+
+
+def _all_of(verdicts: Sequence[str]) -> str:
+    if FAILS in verdicts:
+        return FAILS
+    return OPEN if OPEN in verdicts else HOLDS
