@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+REPORT = "docs/scale-model-report"
 BENCHMARKS = {
     "step": "A training step",
     "loop": "The whole loop",
@@ -23,8 +24,9 @@ BENCHMARKS = {
 
 def tables() -> str:
     """What the report shows before it says how it was made."""
-    report = (ROOT / "docs" / "scale" / "report.md").read_text()
+    report = (ROOT / REPORT / "README.md").read_text()
     body = report.partition("\n## How it was made")[0].partition("\n")[2].strip()
+    body = re.sub(r"\]\((\w+\.png)\)", rf"]({REPORT}/\1)", body)
     return "\n" + body.replace("\n## ", "\n### ") + "\n\n"
 
 

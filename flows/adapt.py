@@ -13,30 +13,34 @@ from lori.recipes import data_config, eval_config, mask_config, random_mask_conf
 from tasks.cells import Future, draw_mask, evaluate, extract_mask, prepare_dataset, train_adapter
 
 
-def dataset(study: Study, domain: str, split: str) -> Future:
-    """The rows of a domain to train or to test on."""
-    return prepare_dataset(study.cells, data_config(study.profile, domain, split))
+def dataset(study: Study, domain: str, split: str, num_rows: int | None = None) -> Future:
+    """The rows of a domain to train or to test on, or the first `num_rows` of them."""
+    return prepare_dataset(study.cells, data_config(study.profile, domain, split, num_rows), is_part=bool(num_rows))
 
 
-def adapter(study: Study, method: str, domain: str, seed: int) -> Future:
-    """One method on one domain, within the mask that it calls for."""
+def adapter(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future:
+    """One method on one domain, on all of its rows or on `num_rows`, with the mask and the A that it calls for."""
+    a_from = METHODS[method].a_from
     return train_adapter(
         study.cells,
-        train_config(study.profile, method, domain, seed),
-        dataset=dataset(study, domain, "train"),
+        train_config(study.profile, method, domain, seed, num_rows),
+        dataset=dataset(study, domain, "train", num_rows),
         mask=mask(study, method, domain, seed),
+        a_from=adapter(study, a_from, domain, seed) if a_from else None,
     )
 
 
 def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
     """Where `method` may train, read off the B that another method trained on the same domain; None is everywhere."""
-    row = METHODS[method]
+    row, profile = METHODS[method], study.profile
     if row.mask_from is None:
         return None
-    source = adapter(study, row.mask_from, domain, seed)
+    source = adapter(study, row.mask_from, domain, seed, profile.calibration_rows)
     if row.random_mask:
-        return draw_mask(study.cells, random_mask_config(study.profile, domain, seed), adapter=source)
-    return extract_mask(study.cells, mask_config(study.profile), adapter=source)
+        return draw_mask(study.cells, random_mask_config(profile, domain, seed), adapter=source)
+    is_second = row.disjoint and domain != profile.continual_first
+    excluded = mask(study, method, profile.continual_first, seed) if is_second else None
+    return extract_mask(study.cells, mask_config(profile), adapter=source, excluded=excluded)
 
 
 def scores(study: Study, adapter: Future, domain: str, split: str = "test") -> Future:

@@ -10,30 +10,34 @@ from flows.rows import Row
 from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.config import Hardware
 from lori.recipes import train_config
-from tasks.cells import train_adapter
+from tasks.cells import Future, train_adapter
 
 
-def continual_learning(study: Study) -> list[Row]:
-    """The third table: the first domain's score before and after, and the new domain's.
+def after(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future:
+    """The first domain's adapter once it has trained on another one too, on all of its rows or on `num_rows`.
 
     The second stage keeps A, goes on from B, and trains within the mask of the *new* domain: entries outside it keep
     what the first stage gave them.
     """
+    return train_adapter(
+        study.cells,
+        train_config(study.profile, method, domain, seed, num_rows),
+        dataset=dataset(study, domain, "train", num_rows),
+        mask=mask(study, method, domain, seed),
+        start_from=adapter(study, method, study.profile.continual_first, seed),
+    )
+
+
+def continual_learning(study: Study) -> list[Row]:
+    """The third table: the first domain's score before and after, and the new domain's."""
     profile, rows = study.profile, []
     first = profile.continual_first
     new_domains = [domain for domain in profile.domains if domain != first]
     for method, domain, seed in product(profile.continual_methods, new_domains, profile.seeds):
-        before = adapter(study, method, first, seed)
-        after = train_adapter(
-            study.cells,
-            train_config(profile, method, domain, seed),
-            dataset=dataset(study, domain, "train"),
-            mask=mask(study, method, domain, seed),
-            start_from=before,
-        )
+        before, trained = adapter(study, method, first, seed), after(study, method, domain, seed)
         labels = {"method": method, "first_domain": first, "new_domain": domain, "seed": seed}
-        measured = [scores(study, before, first), scores(study, after, first), scores(study, after, domain)]
-        rows.append(Row("continual", labels, after, measured))
+        measured = [scores(study, before, first), scores(study, trained, first), scores(study, trained, domain)]
+        rows.append(Row("continual", labels, trained, measured))
     return rows
 
 

@@ -11,18 +11,24 @@ from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.config import Hardware, InterferenceConfig
 from lori.methods import METHODS
 from lori.recipes import merge_config
-from tasks.cells import measure_interference, merge_adapters
+from tasks.cells import Future, measure_interference, merge_adapters
+
+
+def merged(study: Study, method: str, merge_method: str, seed: int) -> Future:
+    """One method's adapters of all domains as one."""
+    config = merge_config(study.profile, method, merge_method, seed)
+    adapters = [adapter(study, method, domain, seed) for domain in study.profile.domains]
+    return merge_adapters(study.cells, config, method=method, adapters=adapters)
 
 
 def merging(study: Study) -> list[Row]:
     """The second table: every merge of every method's adapters, on every domain; and how much those interfere."""
     profile, rows = study.profile, []
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
-        config = merge_config(profile, method, merge_method, seed)
-        adapters = [adapter(study, method, domain, seed) for domain in profile.domains]
-        merged = merge_adapters(study.cells, config, method=method, adapters=adapters)
-        labels = {"method": method, "merge": merge_method, "weights": config.weights, "seed": seed}
-        rows.append(Row("merging", labels, merged, [scores(study, merged, domain) for domain in profile.domains]))
+        weights = merge_config(profile, method, merge_method, seed).weights
+        labels = {"method": method, "merge": merge_method, "weights": weights, "seed": seed}
+        done = merged(study, method, merge_method, seed)
+        rows.append(Row("merging", labels, done, [scores(study, done, domain) for domain in profile.domains]))
     for method, seed in product(profile.merged, profile.seeds):
         if METHODS[method].has_factors:
             masks = [mask(study, method, domain, seed) for domain in profile.domains]

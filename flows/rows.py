@@ -16,20 +16,26 @@ BEFORE, KEPT, LEARNED = "before", "kept", "learned"
 
 @dataclass(frozen=True)
 class Row:
-    """A row before its numbers are there: an adapter and its scores. `table` is single, merging or continual."""
+    """A row before its numbers are there: an adapter and its scores.
+
+    `table` is single, merging, continual or ablations; `compared_as` is an ablation's name in comparisons,
+    empty if it is compared with nothing.
+    """
 
     table: str
     labels: Mapping[str, Any]
     adapter: Future
     scores: list[Future]
+    compared_as: str = ""
 
 
 def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
 
-    A row is `lori-s`, `lori-s concat`, or, averaged over new domains, `lori-s before`, `lori-s kept` (of the first
-    domain) and `lori-s learned` (of the new one). Each is compared with the same of LoRA, a merge also with its
-    method's unmerged adapters, what is kept with what was there before, and a control with what it controls.
+    A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
+    kept` (of the first domain) and `lori-s learned` (of the new one). Each is compared with the same of LoRA; a merge
+    and an ablation also with the method's own adapters, what is kept with what was there before, and a control with
+    what it controls.
     """
     places = list(dict.fromkeys(place for row in rows for place in _places(row)))
     domain_of = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
@@ -59,8 +65,9 @@ def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
         "single": [method],
         "merging": [f"{method} {row.labels.get('merge')}"] * len(row.scores),
         "continual": [f"{method} {measured}" for measured in (BEFORE, KEPT, LEARNED)],
+        "ablations": [row.compared_as] * len(row.scores) if row.compared_as else [],
     }
-    for name, score in zip(names[row.table], row.scores, strict=True):
+    for name, score in zip(names[row.table], row.scores, strict=bool(names[row.table])):
         yield name, seed, score
 
 

@@ -37,7 +37,7 @@ from lori.models import split_base
 from lori.profiles import PROFILES
 from tasks import tracking
 from tasks.paper_runs import attempts_at, count_active, paper_key, start_paper
-from tasks.paper_tables import TABLES
+from tasks.paper_tables import PAPER_TABLES
 from tasks.report import study_settings
 from tasks.steps import local_runtime
 from tasks.tracking.reports import Report, as_texts, find_reports
@@ -146,7 +146,7 @@ def _decide(
 def _report_of(settings: Mapping[str, Any], reports: Sequence[Report]) -> Report | None:
     """The report of the whole paper with these settings."""
     texts = as_texts(settings)
-    whole = (report for report in reports if report.settings == texts and report.tables == TABLES.keys())
+    whole = (report for report in reports if report.settings == texts and report.tables == PAPER_TABLES)
     return next(whole, None)
 
 

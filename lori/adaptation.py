@@ -108,6 +108,14 @@ def sparsify(model: nn.Module, masks: Mapping[str, Bool[Tensor, "_out _rank"]]) 
     return model
 
 
+def reset_b(model: nn.Module) -> nn.Module:
+    """`model` with every B at zero, in place, as before training; each A stays as it is."""
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            weight_of(layer.lora_B).zero_()
+    return model
+
+
 def masks_of(model: nn.Module) -> dict[str, Bool[Tensor, "_out _rank"]]:
     """The masks of sparse B's; empty if B is dense."""
     bs = {module: layer.lora_B[ADAPTER] for module, layer in lora_layers(model).items()}

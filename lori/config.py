@@ -36,7 +36,8 @@ class TrainConfig:
 
     `add_bos` puts the begin token before a prompt where the tokenizer has the habit. `dtype` is the base's while an
     adapter trains on it; a base that trains itself (`full`) is in fp32 and computes in `dtype`. `shared_a` and
-    `fresh_a` are departures from the paper's A, one a domain: see `methods.a_key`.
+    `fresh_a` are departures from the paper's A, one a domain: see `methods.a_key`. `variant` says in the names of what
+    is trained how it departs from the usual row of its method; here as in the configs below.
     """
 
     base_model: str
@@ -55,6 +56,7 @@ class TrainConfig:
     dtype: str = "float32"
     shared_a: bool = False
     fresh_a: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class MaskConfig:
 
     sparsity: float
     scope: str
+    variant: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class MergeConfig:
     density: float
     seed: int
     match_norms: bool
+    variant: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,28 @@ MASK_FILE, FORMAT = "lori_mask.safetensors", "lori-mask/1"
 NOT_FINITE = 0x7F80  # the upper half of an fp32 with all exponent bits: infinity, and every NaN above it
 
 
-def extract_masks(adapter_dir: Path, config: MaskConfig) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
+def extract_masks(
+    adapter_dir: Path, config: MaskConfig, *, excluded: Mapping[str, Bool[Tensor, "_d_out _rank"]] | None = None
+) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
     """`magnitude_masks` of the B's in a PEFT directory; one of them is in memory at a time, its base model never.
 
+    Entries of the masks `excluded` are passed over: as many others are kept in their place.
+
     Raises:
-        ValueError: as `open_adapter` and `magnitude_masks`.
+        ValueError: as `open_adapter`, `magnitude_masks` and `check_masks`; if too few others are there.
     """
     with open_adapter(adapter_dir) as adapter:
         check_digests(adapter)
-        return _masks(adapter.modules, adapter.b, config)
+        if excluded is None:
+            return _masks(adapter.modules, adapter.b, config)
+        check_masks(excluded, {module: (len(adapter.b(module)), adapter.rank(module)) for module in adapter.modules})
+        masks = _masks(adapter.modules, lambda module: adapter.b(module).masked_fill(excluded[module], 0.0), config)
+    if any((mask & excluded[module]).any() for module, mask in masks.items()):
+        raise ValueError(
+            f"{adapter_dir} has too few entries that train outside the other mask: take a higher sparsity than"
+            f" {config.sparsity:g}."
+        )
+    return masks
 
 
 def draw_masks(adapter_dir: Path, config: RandomMaskConfig) -> dict[str, Bool[Tensor, "_d_out _rank"]]:

@@ -13,10 +13,12 @@ from lori.config import TrainConfig
 class Method:
     """What trains. `kind` is none, full, lora or a row of `TUNERS` (baselines.py); the rest is of lora alone.
 
-    `mask_from` names the method whose B gives the mask, or with `random_mask` only its size. `use_rslora` scales by
-    alpha / √rank. With `from_svd` A and B start at the base's largest singular values (PiSSA); `precondition` is
-    LoRA-FA's (optimizer.py). `shared_a` and `fresh_a` are `TrainConfig`'s. A control differs in one thing from the
-    method `control_of`, to tell what that thing does: it has the same learning rates and merge weights.
+    `mask_from` names the method whose B gives the mask, or with `random_mask` only its size; a `disjoint` mask has no
+    entry of the mask of the domain that is learned first. `use_rslora` scales by alpha / √rank. With `from_svd` A and
+    B start at the base's largest singular values (PiSSA); `precondition` is LoRA-FA's (optimizer.py). `shared_a` and
+    `fresh_a` are `TrainConfig`'s; `a_from` names the method whose trained A is frozen in place of a random one. A
+    control differs in one thing from the method `control_of`, to tell what that thing does: it has the same learning
+    rates and merge weights.
     """
 
     kind: str
@@ -26,9 +28,11 @@ class Method:
     from_svd: bool = False
     precondition: bool = False
     mask_from: str | None = None
+    a_from: str | None = None
     random_mask: bool = False
     shared_a: bool = False
     fresh_a: bool = False
+    disjoint: bool = False
     control_of: str | None = None
 
     @property
@@ -54,6 +58,8 @@ METHODS = {
 LORI_D, LORI_S = METHODS["lori-d"], METHODS["lori-s"]
 METHODS |= {
     "lori-s-random-mask": replace(LORI_S, random_mask=True, control_of="lori-s"),
+    "lori-s-trained-a": replace(LORI_S, mask_from="lora", a_from="lora", control_of="lori-s"),
+    "lori-s-disjoint": replace(LORI_S, disjoint=True, control_of="lori-s"),
     "lori-s-fresh-a": replace(LORI_S, fresh_a=True, control_of="lori-s"),
     "lori-d-shared-a": replace(LORI_D, shared_a=True, control_of="lori-d"),
     "lori-s-shared-a": replace(LORI_S, mask_from="lori-d-shared-a", shared_a=True, control_of="lori-s"),

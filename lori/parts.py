@@ -9,7 +9,7 @@ from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
 
-from lori.adapters import LORA_A, LORA_B, PREFIX, AdapterFile
+from lori.adapters import LORA_A, LORA_B, PREFIX, AdapterFile, open_adapter
 from lori.files import SETTINGS_FILE, open_tensors, read_settings
 
 A, B = f"{LORA_A}weight", f"{LORA_B}weight"
@@ -110,3 +110,13 @@ def norm_of(part: Part) -> float:
         a, b = (factor.double() for factor in factors_of(part, module))
         total += part.adapter.scaling(module) ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
     return math.sqrt(total)
+
+
+def update_norm(adapter_dir: Path) -> float:
+    """The Frobenius norm of all of an adapter's ΔW together.
+
+    Raises:
+        ValueError: if it is damaged or does more than B A.
+    """
+    with open_adapter(adapter_dir) as adapter:
+        return norm_of(Part(adapter, shapes_of(adapter), 1.0))

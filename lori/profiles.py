@@ -3,7 +3,24 @@
 from dataclasses import dataclass, replace
 
 PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
-CONTROLS = ("lori-s-random-mask", "lori-s-fresh-a", "lori-d-shared-a", "lori-s-shared-a")
+# What tells why: each differs in one thing from the method that it controls (`Method.control_of`)
+CONTROLS = (
+    "lori-s-random-mask",
+    "lori-s-trained-a",
+    "lori-s-fresh-a",
+    "lori-s-disjoint",
+    "lori-d-shared-a",
+    "lori-s-shared-a",
+)
+# Settings that are changed one at a time, and to what (paper, section 4.4); among them what the profiles have
+ABLATIONS = {
+    "sparsity": (0.0, 0.5, 0.8, 0.9, 0.95, 0.99),
+    "scope": ("model", "module", "projection", "layer", "matrix"),
+    "rank": (2, 4, 6, 12),
+    "calibration_rows": (48, 192, None),
+}
+MERGE_CURVE = (0.25, 0.5, 1.0, 2.0)  # weights, the same for every adapter of a merge
+CONTINUAL_ROWS = (96, 288)  # of a new domain, beside all of them
 DENSITY = 0.7  # of magnitude, ties and dare
 
 
@@ -13,9 +30,10 @@ class Profile:
 
     Sizes are rows of a domain, None for all of them; the scale model's tests have `TEST_FACTOR` times as many, the
     paper's nlu as many of each set; `num_validation` None is no validation: the paper's sets have no such split.
-    `num_steps` of training, `num_samples` where a domain is sampled, and at most
-    `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows lie in `data_dir`
-    (None: on the hub) and base models in folders in `models_dir`: no part of any result.
+    Masks are read off training on the first `calibration_rows`; `match_norms` is `MergeConfig`'s. `num_steps` of
+    training, `num_samples` where a domain is sampled, and at most `max_new_tokens` or, where None, what `LIMITS` says;
+    `dtype` None is the base model's. Real rows lie in `data_dir` (None: on the hub) and base models in folders in
+    `models_dir`: no part of any result.
     """
 
     name: str
@@ -26,12 +44,14 @@ class Profile:
     merge_methods: tuple[str, ...]
     weights: tuple[float, ...] | None
     density: float
+    match_norms: bool
     continual_methods: tuple[str, ...]
     continual_first: str
     seeds: tuple[int, ...]
     rank: int
     sparsity: float
     scope: str
+    calibration_rows: int | None
     batch_size: int
     eval_batch_size: int
     num_steps: int | None
@@ -54,12 +74,14 @@ SCALE = Profile(
     merge_methods=("concat", "linear", "magnitude", "ties", "dare"),
     weights=None,
     density=DENSITY,
+    match_norms=False,
     continual_methods=("lora", "lori-d", "lori-s"),
     continual_first="safety",
     seeds=(0,),
     rank=6,
     sparsity=0.9,
     scope="model",
+    calibration_rows=None,
     batch_size=16,
     eval_batch_size=3000,
     num_steps=100,
@@ -99,15 +121,6 @@ PROFILES = {
         num_steps=4,
         num_validation=8,
         num_test=12,
-    ),
-    # What tells why: the paper's methods beside some that differ from them in one thing (`Method.control_of`)
-    "scale-controls": replace(
-        SCALE,
-        name="scale-controls",
-        methods=("lora", "lori-d", "lori-s", *CONTROLS),
-        merged=("lora", "lori-d", "lori-s", *CONTROLS),
-        merge_methods=("concat",),
-        continual_methods=("lora", "lori-d", "lori-s", *CONTROLS),
     ),
     "paper": PAPER,
     # The paper's on a few rows and a small base: numbers that mean nothing, from the code that makes those that do

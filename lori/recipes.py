@@ -57,6 +57,7 @@ MERGE_WEIGHTS = {
 # Safety's requests cluster by substance, and a third of them are harmless: more are needed for the same error
 TEST_FACTOR = {"nlu": 1, "math": 1, "code": 1, "safety": 3}
 
+PAPERS_SPARSITY, PAPERS_SCOPE = 0.9, "model"
 NUM_RESAMPLES = 2000  # of a bootstrap: a 95 % interval's ends are then within some 3 % of its width
 
 
@@ -123,6 +124,8 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
     check_mask_config(mask_config(changed))
+    if changed.calibration_rows is not None and changed.calibration_rows < changed.batch_size:
+        raise ValueError(f"calibration_rows is at least a batch of {changed.batch_size}, or left out.")
     _check_merges(changed, base)
     if changed.rank < 1:
         raise ValueError(f"rank is at least 1, not {changed.rank}.")
@@ -135,34 +138,42 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
 def _check_merges(changed: Profile, base: BaseModel) -> None:
     weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
     for merge_method in changed.merge_methods:
-        config = MergeConfig("", merge_method, weights, changed.density, 0, match_norms=False)
+        config = MergeConfig("", merge_method, weights, changed.density, 0, changed.match_norms)
         check_merge_config(config, num_adapters=len(changed.domains))
     missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(MERGE_WEIGHTS))
     if missing and changed.weights is None and base.suite == "miniature":
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
 
 
-def data_config(profile: Profile, domain_name: str, split: str) -> DataConfig:
+def data_config(profile: Profile, domain_name: str, split: str, num_rows: int | None = None) -> DataConfig:
     """To train, rows for `num_steps` steps over the paper's number of epochs; else the rows that are scored.
+
+    Of either the first `num_rows` alone, where that is given.
 
     Real rows are read, for their digest; it raises what `paper.rows.paper_rows` does.
     """
     suite = base_of(profile).suite
-    if split == "train":
-        num_rows = profile.num_steps and profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs
-    elif split == "validation":
-        num_rows = profile.num_validation
-    else:
-        factor = TEST_FACTOR[domain_name] if suite == "miniature" else 1
-        num_rows = profile.num_test and profile.num_test * factor
+    if num_rows is None:
+        num_rows = _num_rows(profile, suite, domain_name, split)
     config = DataConfig(suite, domain_name, split, num_rows, profile.prompt_style)
     if suite == "miniature":
         return config
     return with_digest(config, Path(profile.data_dir) if profile.data_dir else None)
 
 
-def train_config(profile: Profile, method_name: str, domain_name: str, seed: int) -> TrainConfig:
-    """The training of one adapter; in continual learning of the second domain as well."""
+def _num_rows(profile: Profile, suite: str, domain_name: str, split: str) -> int | None:
+    if split == "train":
+        return profile.num_steps and profile.num_steps * profile.batch_size // DOMAINS[domain_name].num_epochs
+    if split == "validation":
+        return profile.num_validation
+    factor = TEST_FACTOR[domain_name] if suite == "miniature" else 1
+    return profile.num_test and profile.num_test * factor
+
+
+def train_config(
+    profile: Profile, method_name: str, domain_name: str, seed: int, num_rows: int | None = None
+) -> TrainConfig:
+    """The training of one adapter; in continual learning of the second domain as well. `num_rows` as `data_config`."""
     base, row = base_of(profile), METHODS[method_name]
     limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
     return TrainConfig(
@@ -182,7 +193,21 @@ def train_config(profile: Profile, method_name: str, domain_name: str, seed: int
         dtype=profile.dtype or base.dtype,
         shared_a=row.shared_a,
         fresh_a=row.fresh_a,
+        variant=_named(mask_variant(profile) if row.mask_from else "", f"{num_rows} rows" if num_rows else ""),
     )
+
+
+def mask_variant(profile: Profile) -> str:
+    """How the profile's masks depart from the paper's, for the names of masks and of what trains in them."""
+    return _named(
+        f"sparsity {profile.sparsity:g}" if profile.sparsity != PAPERS_SPARSITY else "",
+        f"scope {profile.scope}" if profile.scope != PAPERS_SCOPE else "",
+        f"calibration {profile.calibration_rows}" if profile.calibration_rows else "",
+    )
+
+
+def _named(*parts: str) -> str:
+    return " ".join(filter(None, parts))
 
 
 def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
@@ -193,12 +218,12 @@ def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: st
 
 def mask_config(profile: Profile) -> MaskConfig:
     """The paper's mask, unless the profile says otherwise."""
-    return MaskConfig(sparsity=profile.sparsity, scope=profile.scope)
+    return MaskConfig(sparsity=profile.sparsity, scope=profile.scope, variant=mask_variant(profile))
 
 
 def random_mask_config(profile: Profile, domain_name: str, seed: int) -> RandomMaskConfig:
     """A mask of the same size at random places: others for each domain and seed, as magnitude masks are."""
-    return RandomMaskConfig(sparsity=profile.sparsity, scope=profile.scope, draw=f"{seed}/{domain_name}")
+    return RandomMaskConfig(profile.sparsity, profile.scope, f"{seed}/{domain_name}", variant=mask_variant(profile))
 
 
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
@@ -210,7 +235,12 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
         weight = merge_weight(method_name, num_adapters)
     weights = profile.weights or (weight,) * num_adapters
     base = identity(profile.base_model, profile.models_dir)
-    return MergeConfig(base, merge_method, weights, profile.density, seed, match_norms=False)
+    variant = _named(
+        mask_variant(profile) if METHODS[method_name].mask_from else "",
+        f"weights {','.join(f'{each:g}' for each in dict.fromkeys(weights))}" if profile.weights else "",
+        "norms matched" if profile.match_norms else "",
+    )
+    return MergeConfig(base, merge_method, weights, profile.density, seed, profile.match_norms, variant)
 
 
 def compare_config(

@@ -16,4 +16,8 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false   # the job runner would take 2.
 mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"
 echo "MLflow: http://$MLFLOW_HOST:$port/#/experiments?workflowType=machine_learning"
 echo "Use it: export MLFLOW_TRACKING_URI=http://$MLFLOW_HOST:$port"
+# Of experiment 1, the first that a study makes; the description of another one links to its own
+for view in $(sed -n 's/^  \(lori-[a-z]*\):$/\1/p' "$(dirname "$0")/views.yaml"); do
+  echo "View:   http://$MLFLOW_HOST:$port/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=$view"
+done
 exec mlflow server --port "$port" --workers 1 ${MLFLOW_AUTH_CONFIG_PATH:+--app-name basic-auth}

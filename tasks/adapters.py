@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from lori.adaptation import attach, attach_trained, num_trainable, save_adapter, sparsify
+from lori.adaptation import attach, attach_trained, num_trainable, reset_b, save_adapter, sparsify
 from lori.config import Handle, MergeConfig, Runtime, TrainConfig, TrainRuntime
 from lori.data import load_rows, tokenise
+from lori.files import SETTINGS_FILE
 from lori.loading import load_base, load_tokenizer
 from lori.masks import load_masks
 from lori.merging import merge
 from lori.methods import method
+from lori.parts import update_norm
 from lori.training import train
 from tasks import draining, tracking
-from tasks.catalogue import Entry, enter, write_card
+from tasks.catalogue import Entry, enter, suffix, write_card
 from tasks.checkpoints import Watch, forget, restore
 from tasks.data import ROWS_FILE
 from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
@@ -26,12 +28,13 @@ from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
 CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 
 
-def train_adapter(
+def train_adapter(  # noqa: PLR0913 each is another input
     config: TrainConfig,
     *,
     dataset: Handle,
     mask: Handle | None = None,
     start_from: Handle | None = None,
+    a_from: Handle | None = None,
     key: str,
     runtime: Runtime,
 ) -> Handle:
@@ -46,7 +49,7 @@ def train_adapter(
     if (method(config.method).mask_from is None) != (mask is None):
         raise ValueError(f"Method {config.method!r} and mask {mask and mask.name} do not go together.")
     name = _train_name(config, start_from)
-    training = Training(config, name, key, dataset, mask, start_from)
+    training = Training(config, name, key, dataset, mask, start_from, a_from)
     if not IS_FIRST:
         _train(training, None, state_dir() / "work" / key, runtime)
         return Handle("adapter", key, name, "", "", "")
@@ -81,7 +84,7 @@ def _logged(
         uri, sha256 = tracking.log_model(runtime, run_id, key, work / OUT, kind="adapter", name=name, params=params)
         tracking.log_curve(runtime, run_id, curve)
         tracking.log_metrics(runtime, run_id, metrics)
-        inputs = (training.mask, training.start_from)
+        inputs = (training.mask, training.start_from, training.a_from)
         tracking.link_inputs(runtime, run_id, [handle for handle in inputs if handle])
         handle = Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
         enter(handle, _entry(training.config, training.start_from), runtime)
@@ -91,7 +94,7 @@ def _logged(
 
 def _entry(config: TrainConfig, start_from: Handle | None) -> Entry:
     first = f"{start_from.config['domain']}-then-" if start_from else ""
-    return Entry(config.base_model, config.rank, config.method, first + config.domain, config.seed)
+    return Entry(config.base_model, config.rank, config.method, first + config.domain, config.seed, config.variant)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Training:
     dataset: Handle
     mask: Handle | None
     start_from: Handle | None
+    a_from: Handle | None
 
 
 def _train(
@@ -119,8 +123,12 @@ def _train(
         "models_dir": runtime.models_dir,
     }
     base = load_base(config.base_model, runtime.device, **place, dtype="float32" if is_full else config.dtype)
-    first_dir = tracking.fetch(runtime, start_from) if start_from else None
-    model = attach_trained(base, first_dir, config) if first_dir else attach(base, config)
+    if start_from:
+        model = attach_trained(base, tracking.fetch(runtime, start_from), config)
+    elif training.a_from:
+        model = reset_b(attach_trained(base, tracking.fetch(runtime, training.a_from), config))
+    else:
+        model = attach(base, config)
     if mask:
         sparsify(model, load_masks(tracking.fetch(runtime, mask)))
     started, curve = time.monotonic(), []
@@ -154,7 +162,7 @@ def _train_runtime(work: Path, runtime: Runtime) -> TrainRuntime:
 
 def _train_name(config: TrainConfig, start_from: Handle | None) -> str:
     first = f"{start_from.config['domain']}-then-" if start_from else ""
-    return f"{config.method}-{first}{config.domain}-seed{config.seed}"
+    return f"{config.method}-{first}{config.domain}-seed{config.seed}{suffix(config.variant)}"
 
 
 def _origin(mask: Handle | None, start_from: Handle | None) -> dict[str, str | float]:
@@ -170,7 +178,7 @@ def _origin(mask: Handle | None, start_from: Handle | None) -> dict[str, str | f
 def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, runtime: Runtime) -> Handle:
     """One adapter of several, with lineage to each of them."""
     methods = sorted({adapter.config["method"] for adapter in adapters})
-    name = f"{'+'.join(methods)}-{config.method}-seed{config.seed}"
+    name = f"{'+'.join(methods)}-{config.method}-seed{config.seed}{suffix(config.variant)}"
     domains = ",".join(adapter.config["domain"] for adapter in adapters)
     params = {**asdict(config), "adapter_method": "+".join(methods), "domains": domains}
     tags = {
@@ -187,9 +195,13 @@ def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, run
         merge(directories, config, Path(scratch), models_dir=runtime.models_dir)
         uri, sha256 = tracking.log_model(runtime, run_id, key, Path(scratch), kind="adapter", name=name, params=params)
         tracking.link_inputs(runtime, run_id, adapters)
-        handle = Handle("adapter", key, name, run_id, uri, sha256, {}, params)
+        is_factors = (Path(scratch) / SETTINGS_FILE).exists()  # else it is a whole model
+        metrics = {"update_norm": update_norm(Path(scratch))} if is_factors else {}
+        tracking.log_metrics(runtime, run_id, metrics)
+        handle = Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
         merged, parent = f"{'+'.join(methods)}-{config.method}", adapters[0].config
         all_domains = "+".join(adapter.config["domain"] for adapter in adapters)
-        enter(handle, Entry(config.base_model, parent["rank"], merged, all_domains, config.seed), runtime)
+        entry = Entry(config.base_model, parent["rank"], merged, all_domains, config.seed, config.variant)
+        enter(handle, entry, runtime)
         write_card(handle, runtime)
     return handle

@@ -1,5 +1,6 @@
 """Adapters in MLflow's registry: a name, an alias for the seed, and a model card that knows the newest scores."""
 
+import re
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi
@@ -15,22 +16,32 @@ from tasks import tracking
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a model is in the registry: `lori-<base>-r<rank>.<method>.<domain>`, by the alias `seed-<n>`."""
+    """Where a model is in the registry: `lori-<base>-r<rank>.<method>.<domain>`, by the alias `seed-<n>`.
+
+    A `variant` of the method has a name of its own, `<method>-<variant>`, so that no alias of the usual one moves.
+    """
 
     base_model: str
     rank: int
     method: str
     domain: str
     seed: int
+    variant: str = ""
 
 
 def enter(handle: Handle, entry: Entry, runtime: Runtime) -> None:
     """Register an adapter or a mask. What has no files, `base`, is none."""
     if entry.method == "base":
         return
-    name = tracking.registered_name(entry.base_model, entry.rank, entry.method, entry.domain)
+    method_name = entry.method + suffix(entry.variant)
+    name = tracking.registered_name(entry.base_model, entry.rank, method_name, entry.domain)
     tags = {"lori.key": handle.key, "lori.sha256": handle.sha256, "lori.base_model": entry.base_model}
     tracking.register(runtime, handle.uri, name, alias=f"seed-{entry.seed}", tags=tags)
+
+
+def suffix(variant: str) -> str:
+    """What a variant adds to a name: MLflow takes no dot, colon or slash in one."""
+    return f"-{re.sub('[^a-z0-9]+', '_', variant)}" if variant else ""
 
 
 def nominate(adapter: Handle, score: float, rows: Handle, runtime: Runtime) -> None:

@@ -64,18 +64,32 @@ class Cells:
     refreshed: set[Future] = field(default_factory=set)
 
 
-def prepare_dataset(cells: Cells, config: DataConfig) -> Future:
-    """The rows of a domain."""
-    return _ask(cells, "dataset", f"{config.domain} {config.split}", config)
+def prepare_dataset(cells: Cells, config: DataConfig, *, is_part: bool = False) -> Future:
+    """The rows of a domain; only some of them if `is_part`."""
+    rows = f"  {config.num_rows} rows" if is_part else ""
+    return _ask(cells, "dataset", f"{config.domain} {config.split}{rows}", config)
 
 
 def train_adapter(
-    cells: Cells, config: TrainConfig, *, dataset: Future, mask: Future | None = None, start_from: Future | None = None
+    cells: Cells,
+    config: TrainConfig,
+    *,
+    dataset: Future,
+    mask: Future | None = None,
+    start_from: Future | None = None,
+    a_from: Future | None = None,
 ) -> Future:
-    """One adapter; within `mask` if the method wants one, from another adapter on in continual learning."""
+    """One adapter; within `mask` and with the A of `a_from` if the method wants them.
+
+    In continual learning it goes on from the adapter `start_from`.
+    """
     first = f"{cells.names[start_from]} → " if start_from else ""
-    name = f"{first}{config.method} {config.domain}  seed {config.seed}"
-    return _ask(cells, "train", name, config, dataset=dataset, mask=mask, start_from=start_from)
+    name = f"{first}{config.method} {config.domain}  seed {config.seed}{_variant(config)}"
+    return _ask(cells, "train", name, config, dataset=dataset, mask=mask, start_from=start_from, a_from=a_from)
+
+
+def _variant(config: TrainConfig | MergeConfig) -> str:
+    return f"  {config.variant}" if config.variant else ""
 
 
 def import_adapter(cells: Cells, config: PublishedConfig) -> Future:
@@ -83,10 +97,11 @@ def import_adapter(cells: Cells, config: PublishedConfig) -> Future:
     return _ask(cells, "import", config.name, config)
 
 
-def extract_mask(cells: Cells, config: MaskConfig, *, adapter: Future) -> Future:
-    """The mask that an adapter's B gives."""
-    name = f"{cells.names[adapter]}  sparsity {config.sparsity:g} {config.scope}"
-    return _ask(cells, "mask", name, config, adapter=adapter)
+def extract_mask(cells: Cells, config: MaskConfig, *, adapter: Future, excluded: Future | None = None) -> Future:
+    """The mask that an adapter's B gives, of entries that the mask `excluded` lacks."""
+    apart = f"  apart from {cells.names[excluded]}" if excluded else ""
+    name = f"{cells.names[adapter]}  sparsity {config.sparsity:g} {config.scope}{apart}"
+    return _ask(cells, "mask", name, config, adapter=adapter, excluded=excluded)
 
 
 def draw_mask(cells: Cells, config: RandomMaskConfig, *, adapter: Future) -> Future:
@@ -97,7 +112,8 @@ def draw_mask(cells: Cells, config: RandomMaskConfig, *, adapter: Future) -> Fut
 
 def merge_adapters(cells: Cells, config: MergeConfig, *, method: str, adapters: list[Future]) -> Future:
     """One adapter of several that `method` trained."""
-    return _ask(cells, "merge", f"{method} {config.method}  seed {config.seed}", config, adapters=adapters)
+    name = f"{method} {config.method}  seed {config.seed}{_variant(config)}"
+    return _ask(cells, "merge", name, config, adapters=adapters)
 
 
 def evaluate(cells: Cells, config: EvalConfig, *, adapter: Future, dataset: Future) -> Future:

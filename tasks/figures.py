@@ -98,10 +98,21 @@ def _draw_continual(axes: Axes, table: Table) -> None:
     _grouped(axes, pairs, bars, "first domain after the second, percent")
 
 
+def _draw_ablations(axes: Axes, table: Table) -> None:
+    """Groups are values of settings, bars methods."""
+    values = list(dict.fromkeys(f"{row['setting']}\n{row['value']}" for row in table.rows))
+    bars: dict[str, list[Value]] = {}
+    for row in table.rows:
+        place = values.index(f"{row['setting']}\n{row['value']}")
+        bars.setdefault(str(row["method"]), [None] * len(values))[place] = row["mean"]
+    _grouped(axes, values, bars, MEAN)
+
+
 FIGURES: dict[str, Callable[[Axes, Table], None]] = {
     "single": _draw_single,
     "merging": _draw_merging,
     "continual": _draw_continual,
+    "ablations": _draw_ablations,
 }
 
 

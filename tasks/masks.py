@@ -3,20 +3,27 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lori.config import Handle, MaskConfig, RandomMaskConfig, Runtime
-from lori.masks import draw_masks, extract_masks, num_kept, save_masks
+from lori.masks import draw_masks, extract_masks, load_masks, num_kept, save_masks
 from tasks import tracking
-from tasks.catalogue import Entry, enter
+from tasks.catalogue import Entry, enter, suffix
 
 
-def extract_mask(config: MaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
-    """The magnitude mask of `adapter`'s B's, from its files alone."""
-    return _logged(extract_masks, config, "mask", adapter=adapter, key=key, runtime=runtime)
+def extract_mask(
+    config: MaskConfig, *, adapter: Handle, excluded: Handle | None = None, key: str, runtime: Runtime
+) -> Handle:
+    """The magnitude mask of `adapter`'s B's, from its files alone; without entries of the mask `excluded`."""
+    if excluded is None:
+        return _logged(extract_masks, config, "mask", adapter=adapter, key=key, runtime=runtime)
+    apart = load_masks(tracking.fetch(runtime, excluded))
+    make = partial(extract_masks, excluded=apart)
+    return _logged(make, config, "disjoint-mask", adapter=adapter, key=key, runtime=runtime)
 
 
 def draw_mask(config: RandomMaskConfig, *, adapter: Handle, key: str, runtime: Runtime) -> Handle:
@@ -27,8 +34,7 @@ def draw_mask(config: RandomMaskConfig, *, adapter: Handle, key: str, runtime: R
 def _logged(
     make: Callable[..., dict[str, Tensor]], config: Any, kind: str, *, adapter: Handle, key: str, runtime: Runtime
 ) -> Handle:
-    sparsity = f"{config.sparsity:g}".replace(".", "_")  # MLflow takes no dot in a model's name
-    name = f"{kind}-{adapter.config['domain']}-s{sparsity}-{config.scope}-seed{adapter.config['seed']}"
+    name = f"{kind}-{adapter.config['domain']}-seed{adapter.config['seed']}{suffix(config.variant)}"
     params = {**asdict(config), "domain": adapter.config["domain"], "seed": adapter.config["seed"]}
     tags = {"lori.role": "mask", "lori.domain": adapter.config["domain"], "lori.seed": str(adapter.config["seed"])}
     with (
@@ -44,7 +50,12 @@ def _logged(
         handle = Handle("mask", key, name, run_id, uri, sha256, metrics, params)
         made_of = adapter.config
         entry = Entry(
-            made_of["base_model"], made_of["rank"], f"{made_of['method']}-{kind}", made_of["domain"], made_of["seed"]
+            base_model=made_of["base_model"],
+            rank=made_of["rank"],
+            method=f"{made_of['method']}-{kind}",
+            domain=made_of["domain"],
+            seed=made_of["seed"],
+            variant=config.variant,
         )
         enter(handle, entry, runtime)
     return handle

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lori.config import Handle
@@ -16,9 +17,10 @@ NO_MERGE = f"{UNMERGED} (an adapter each)"
 
 @dataclass(frozen=True)
 class Cell:
-    """A result of one seed and its place: `table` is single, merging or continual, `row` says which row and seed.
+    """A result of one seed and its place: `table` is a row of `TABLES`, `row` says which row and seed.
 
-    `row` has `method` and `seed`, and by table: `domain`; `merge` and `weights`; `first_domain` and `new_domain`.
+    `row` has `method` and `seed`, and by table: `domain`; `merge` and `weights`; `first_domain` and `new_domain`;
+    `setting`, `value` and `domain`.
     `scores` are of `adapter`; in `continual` also those of the adapter it started from (another run).
     """
 
@@ -170,11 +172,38 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     return Table("Continual learning", columns, rows, [*map(_models, groups.values())])
 
 
+def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
+    """One setting changed at a time: a row a method and value. A merge has no entries that train, but a norm."""
+    metrics, groups = _metric_columns(cells), _group(cells, "method", "setting", "value")
+    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
+    rows: list[dict[str, Value]] = []
+    for (method, setting, value), group in groups.items():
+        seeds = _by_seed(group)
+        row: dict[str, Value] = {"method": method, "setting": setting, "value": value}
+        made = group[0].adapter.metrics
+        row["num_trainable"] = _num_trainable(group) if "num_trainable" in made else None
+        if "update_norm" in made:
+            row["update_norm"] = f"{fmean(cell.adapter.metrics['update_norm'] for cell in group):.3f}"
+        found = [metric for metric in headlines if any(metric in metrics for metrics in seeds.values())]
+        row |= {metric: _estimate(seeds, metric) for metric in metrics}
+        rows.append({**row, "mean": _mean_estimate(seeds, found)})
+    columns = {"method": "Method", "setting": "Setting", "value": "Value"}
+    columns |= {"num_trainable": "Trainable", "update_norm": "‖ΔW‖"}
+    return Table(
+        "One setting changed at a time",
+        {**columns, **metrics, "mean": "Mean ↑"},
+        rows,
+        [*map(_models, groups.values())],
+    )
+
+
 TABLES: dict[str, Callable[[Sequence[Cell], Sequence[Cell]], Table]] = {
     "single": single_table,
     "merging": merging_table,
     "continual": continual_table,
+    "ablations": ablations_table,
 }
+PAPER_TABLES = frozenset({"single", "merging", "continual"})  # all of them are a whole paper
 
 
 def all_metrics(cells: Sequence[Cell]) -> Table:

@@ -79,7 +79,9 @@ def _log_row(key: str, row: Row, settings: Mapping[str, Any], runtime: Runtime) 
         "lori.base_model": settings["base_model"],
         **tracking.colour_of(row.labels["method"]),
     }
-    params = {"row": row.name, **row.labels, **settings}
+    setting = row.labels.get("setting", "").replace(" ", "_")
+    changed = {setting: row.labels["value"]} if setting in settings else {}
+    params = {"row": row.name, **row.labels, **settings, **changed}
     with tracking.logged_run(runtime, key, row.name, tags=tags, params=params) as run_id:
         tracking.link_models(runtime, run_id, row.models)
         tracking.log_metrics(runtime, run_id, row.metrics)

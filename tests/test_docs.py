@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import yaml
 from rows import read_rows, real_data_dir
 
 from lori.models import identity
@@ -60,6 +61,13 @@ def test_the_export_to_the_harness_in_the_docs_runs(tmp_path, monkeypatch, capsy
     assert "lori_math" in capsys.readouterr().out
     exported = (tmp_path / "harness" / "lori_math.jsonl").read_text().splitlines()
     assert len(exported) == len(read_rows(data_dir, "gsm8k/test.jsonl"))
+
+
+def test_the_readme_links_to_every_view_of_a_server_at_home():
+    readme = (ROOT / "README.md").read_text()
+    page = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
+    for key, view in yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())["views"].items():
+        assert f"| [{view['name']}]({page}{key}&compareRunsMode=" in readme
 
 
 def test_links_to_files_lead_somewhere():

@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
 
 import tasks.evaluation
+from flows.ablate import ablate
 from flows.adapt import adapt
 from flows.continual import continual
 from flows.full_paper import full_paper
@@ -67,11 +68,38 @@ def test_another_sparsity_trains_only_what_the_mask_touches_again(paper: dict[st
     adapt(profile="smoke", domains=["nlu"], sparsity=0.5)
     assert computed() == [
         "compare all rows",
-        "evaluate lori-s nlu  seed 0  on nlu",
-        "evaluate lori-s nlu  seed 0  on nlu validation",
+        "evaluate lori-s nlu  seed 0  sparsity 0.5  on nlu",
+        "evaluate lori-s nlu  seed 0  sparsity 0.5  on nlu validation",
         "mask lori-d nlu  seed 0  sparsity 0.5 model",
-        "train lori-s nlu  seed 0",
+        "train lori-s nlu  seed 0  sparsity 0.5",
     ]
+
+
+def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_usual(
+    paper: dict[str, int], computed: Computed
+) -> None:
+    done = ablate(profile="smoke", domains=["nlu"], sparsities=[0.8, 0.9], scopes=[], ranks=[], calibration_rows=[])
+    assert computed() == [
+        "compare all rows",
+        "evaluate lori-s nlu  seed 0  sparsity 0.8  on nlu",
+        "mask lori-d nlu  seed 0  sparsity 0.8 model",
+        "train lori-s nlu  seed 0  sparsity 0.8",
+    ]
+    assert done["cached"] > 0
+    client = MlflowClient(local_runtime().tracking_uri)
+    experiment = client.get_experiment_by_name("lori")
+    assert experiment
+    results = client.search_runs([experiment.experiment_id], "tags.`lori.suite` = 'ablations'")
+    assert {run.data.params["value"]: run.data.params["sparsity"] for run in results} == {"0.8": "0.8", "0.9": "0.9"}
+    (intervals,) = client.search_runs(
+        [experiment.experiment_id], "tags.`lori.role` = 'intervals'", order_by=["start_time DESC"], max_results=1
+    )
+    assert intervals.data.params["pairs"] == "['lori-s sparsity 0.8 − lori-s']"
+
+
+def test_a_wrong_setting_of_an_ablation_is_refused_before_anything_starts(state_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"0 <= sparsity < 1"):
+        ablate(profile="smoke", sparsities=[0.5, 1.0])
 
 
 def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(

@@ -7,6 +7,7 @@ from rows import real_data_dir
 
 from lori.domains import DOMAINS
 from lori.methods import METHODS
+from lori.profiles import CONTROLS
 from lori.recipes import data_config, eval_config, merge_config, profile, train_config
 
 
@@ -110,8 +111,10 @@ def test_what_a_profile_cannot_be_is_refused(name, changes, message):
 def test_a_control_differs_in_one_thing_and_takes_over_the_numbers(name):
     row, original = METHODS[name], METHODS[METHODS[name].control_of]
     changed = {field for field in asdict(row) if getattr(row, field) != getattr(original, field)} - {"control_of"}
-    assert changed - {"mask_from"} in ({"random_mask"}, {"fresh_a"}, {"shared_a"})
-    if "mask_from" in changed:  # its mask is of the method that differs in the same thing
+    assert changed - {"mask_from"} in ({"random_mask"}, {"fresh_a"}, {"shared_a"}, {"a_from"}, {"disjoint"})
+    if row.a_from:  # the mask is of the B beside that A
+        assert row.mask_from == row.a_from
+    elif "mask_from" in changed:  # its mask is of the method that differs in the same thing
         assert METHODS[row.mask_from].control_of == original.mask_from
         assert METHODS[row.mask_from].shared_a == row.shared_a
     for base in ("scale", "llama-3-8b"):
@@ -122,8 +125,6 @@ def test_a_control_differs_in_one_thing_and_takes_over_the_numbers(name):
         assert merge_config(chosen, name, "concat", 0) == merge_config(chosen, row.control_of, "concat", 0)
 
 
-def test_the_profile_of_controls_has_each_beside_its_method():
-    chosen = profile("scale-controls")
-    controls = {name for name, row in METHODS.items() if row.control_of}
-    assert controls <= set(chosen.methods) == set(chosen.merged) == set(chosen.continual_methods)
-    assert {METHODS[name].control_of for name in controls} <= set(chosen.methods)
+def test_the_controls_are_all_of_them():
+    assert set(CONTROLS) == {name for name, row in METHODS.items() if row.control_of}
+    assert {METHODS[name].control_of for name in CONTROLS} <= set(profile("scale").methods)

@@ -19,7 +19,7 @@ from lori.intervals import MINUS, Interval, Intervals, from_metrics, to_metrics
 from tasks import figures, tracking
 from tasks.beside_paper import paper_table
 from tasks.interference_table import Pairs
-from tasks.paper_tables import continual_table, merging_table, single_table
+from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table
 from tasks.report import Analyses, Cell, write_report
 from tasks.report_html import to_html
 from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
@@ -179,6 +179,21 @@ def cells(sqlite_store: Store) -> list[Cell]:
     return [tracked(sqlite_store, cell) for cell in [*of_seeds, merged("lora", "concat", {"nlu": 70.0})]]
 
 
+def test_an_ablation_is_a_row_a_value_with_its_mean() -> None:
+    cells = []
+    for value, score in (("0.5", 70.0), ("0.9", 80.0)):
+        for domain in ("nlu", "math"):
+            cell = single("lori-s", domain, score + (domain == "math") * 10.0, num_trainable=50)
+            labels = {**cell.row, "setting": "sparsity", "value": value}
+            cells.append(replace(cell, table="ablations", row=labels))
+    table = ablations_table(cells, cells)
+    assert [(row["value"], row["num_trainable"]) for row in table.rows] == [("0.5", 50), ("0.9", 50)]
+    assert [row["mean"].mean for row in table.rows if isinstance(row["mean"], Estimate)] == [75.0, 85.0]
+    axes = Figure().subplots()
+    figures.FIGURES["ablations"](axes, table)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["sparsity\n0.5", "sparsity\n0.9"]
+
+
 def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cells: list[Cell]) -> None:
     first, _ = report(sqlite_store, cells)
     second, markdown = report(sqlite_store, cells[1:], wall_seconds=5.0)
@@ -187,7 +202,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     files = tracking.fetch(sqlite_store.runtime, second)
     names = {"README.md", "index.html", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
-    tables += ("interference",)
+    tables += ("interference", "ablations")
     names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()

@@ -38,7 +38,7 @@ def training_parts(
 ) -> tuple[Work, tuple[Part, ...]]:
     """Sums over all micro-batches of all processes, and the largest of them."""
     # Methods and learning rates share the result: nothing else decides how rows are batched
-    batches = replace(config, method="", learning_rate=0.0, rank=1, alpha=1, projections=(), dtype="")
+    batches = replace(config, method="", learning_rate=0.0, rank=1, alpha=1, projections=(), dtype="", variant="")
     return _training_parts(counts, batches, max_tokens, num_processes)
 
 

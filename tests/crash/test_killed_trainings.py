@@ -2,8 +2,9 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cluster import Cluster
@@ -17,9 +18,11 @@ from tasks.launch import Listener, run_in_process
 from tasks.steps import Job, JobCrashed
 
 NUM_KILLS = 20
+PROFILE_STEPS = 60
+MAX_SECONDS = (6.0, 1.0)  # from its start, where it loads what it needs; and after a step
 NUM_KILLED: list[int] = []
 RANDOM = random.Random(0)
-PROFILE = replace(PROFILES["scale"], num_steps=60)
+PROFILE = replace(PROFILES["scale"], num_steps=PROFILE_STEPS)
 IGNORED = Listener(on_line=lambda _: None, on_progress=lambda _: None, check=lambda: None)
 
 
@@ -52,24 +55,28 @@ def dataset(running: Cluster) -> Handle:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(running: Cluster, dataset: Handle) -> tuple[Computed, float]:
-    """Its result, and the seconds that its process lived."""
-    started = time.monotonic()
-    done = run_in_process(training("undisturbed", dataset), IGNORED)
-    return done, time.monotonic() - started
+def undisturbed(running: Cluster, dataset: Handle) -> Computed:
+    return run_in_process(training("undisturbed", dataset), IGNORED)
 
 
-def killed_after(seconds: float, job: Job, cluster: Cluster) -> Computed | None:
-    """The result of `job`, None if it was killed before it had one."""
-    deadline = time.monotonic() + seconds
+def killed_after(step: int, seconds: float, job: Job, cluster: Cluster) -> Computed | None:
+    """The result of `job`, None if it was killed before it had one: `seconds` after it has reported `step`.
+
+    Step 0 is its process' start, and the last one the time when it logs and registers what it trained.
+    """
+    reached = [] if step else [time.monotonic()]
+
+    def note(progress: Mapping[str, Any]) -> None:
+        if progress["done"] >= step:
+            reached.append(time.monotonic())
 
     def kill_in_time() -> None:
-        if time.monotonic() > deadline:
+        if reached and time.monotonic() > reached[0] + seconds:
             for process in cluster.processes("-m tasks.job"):
                 process.kill()
 
     try:
-        return run_in_process(job, replace(IGNORED, check=kill_in_time))
+        return run_in_process(job, replace(IGNORED, on_progress=note, check=kill_in_time))
     except JobCrashed:
         return None
 
@@ -77,24 +84,27 @@ def killed_after(seconds: float, job: Job, cluster: Cluster) -> Computed | None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("trial", range(NUM_KILLS))
 def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(
-    trial: int, running: Cluster, dataset: Handle, undisturbed: tuple[Computed, float]
+    trial: int, running: Cluster, dataset: Handle, undisturbed: Computed
 ) -> None:
-    expected, lifetime = undisturbed
     job = training(f"trial-{trial}", dataset)
     done, num_killed = None, 0
     while done is None and num_killed < 2:
-        done = killed_after(RANDOM.uniform(0.4, 0.95) * lifetime, job, running)
+        step = RANDOM.choice([0, *range(1, PROFILE_STEPS), *[PROFILE_STEPS] * 10])
+        done = killed_after(step, RANDOM.uniform(0.0, MAX_SECONDS[step > 0]), job, running)
         num_killed += done is None
     NUM_KILLED.append(num_killed)
     done = done or run_in_process(job, IGNORED)
-    assert done.handle.sha256 == expected.handle.sha256
+    assert done.handle.sha256 == undisturbed.handle.sha256
     client = MlflowClient(running.mlflow_uri)
     experiment = client.get_experiment_by_name(f"trial-{trial}")
     assert experiment
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert len(client.search_logged_models([experiment.experiment_id])) == 1
-    assert curve(client, run.info.run_id) == curve(client, expected.handle.run_id)
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    name = model.tags["lori.address"].removeprefix("models:/").partition("@")[0]
+    versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model.model_uri]
+    assert len(versions) == 1
+    assert curve(client, run.info.run_id) == curve(client, undisturbed.handle.run_id)
 
 
 def curve(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:

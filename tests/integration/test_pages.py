@@ -28,6 +28,7 @@ class Study:
     mlflow: str
     links: dict[str, str]
     report: str
+    printed: str  # by the start script
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         assert done.returncode == 0, done.stdout + done.stderr
         links = dict(re.findall(r"^ +(\d\d [\w -]+): (http.*)$", done.stdout, re.MULTILINE))
         (report,) = re.findall(r"^MLflow: +(http.*)$", done.stdout, re.MULTILINE)
-        yield Study(uri, links, report)
+        yield Study(uri, links, report, service.log.read_text())
     finally:
         stop(service)
 
@@ -96,6 +97,11 @@ def test_charts_are_those_of_the_file_and_no_others_are_above_them(study: Study,
             assert re.search(rf"{re.escape(heading)}\s*\(\d\)", text), heading
     first = next(iter(next(filter(None, kinds)).values()))[0]
     assert chart_texts(page).startswith(first[:8])
+
+
+def test_the_start_script_prints_the_links_too(study: Study) -> None:
+    for link in study.links.values():
+        assert link.partition("&compareRunsMode")[0] in study.printed
 
 
 def test_curves_are_averaged_by_method(study: Study, page: Page) -> None:

@@ -1,0 +1,169 @@
+"""Ablations (paper, section 4.4): one setting changed at a time, of LoRI-S, of merges, and of continual learning."""
+
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.adapt import adapter, scores
+from flows.continual import after
+from flows.merge import merged
+from flows.rows import Row
+from flows.study import THREADS, Study, begin, carry_out, run_name
+from lori import recipes
+from lori.config import Hardware
+from lori.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
+
+MASKED = ("lori-s",)  # what masks and ranks are tried on
+
+
+def mask_ablations(study: Study, settings: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """A row for each value of each setting and each method, on every domain; the others are the profile's."""
+    rows, profile = [], study.profile
+    for name, values in settings.items():
+        for value, method, domain, seed in product(values, profile.methods, profile.domains, profile.seeds):
+            varied = _with(study, **{name: value})
+            trained = adapter(varied, method, domain, seed)
+            labels = {"method": method, "setting": name.replace("_", " "), "value": _text(value), "domain": domain}
+            is_usual = value == getattr(profile, name)
+            compared_as = method if is_usual else f"{method} {name} {value}"
+            scored = [scores(varied, trained, domain)]
+            rows.append(Row("ablations", {**labels, "seed": seed}, trained, scored, compared_as))
+    return rows
+
+
+def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
+    """Every merge of every method with other weights, of fewer domains' adapters, and of adapters of equal norm."""
+    rows, profile = [], study.profile
+    for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
+        for setting, value, varied in _merges(study, method, merge_method, seed, weights):
+            done = merged(varied, method, merge_method, seed)
+            labels = {"method": method, "setting": f"{setting} of {merge_method}", "value": value, "seed": seed}
+            scored = [scores(varied, done, domain) for domain in varied.profile.domains]
+            rows.append(Row("ablations", labels, done, scored, f"{method} {merge_method} {setting} {value}"))
+    return rows
+
+
+def _merges(
+    study: Study, method: str, merge_method: str, seed: int, weights: Sequence[float]
+) -> Iterator[tuple[str, str, Study]]:
+    """Setting, value and the study with it."""
+    profile = study.profile
+    num_domains = len(profile.domains)
+    for weight in weights:
+        same = (weight,) * num_domains
+        is_usual = same == recipes.merge_config(profile, method, merge_method, seed).weights
+        yield "weight", f"{weight:g}", study if is_usual else _with(study, weights=same)
+    for num in range(2, num_domains):
+        yield "adapters", str(num), _with(study, domains=profile.domains[:num])
+    yield "norms", "matched", _with(study, match_norms=True)
+
+
+def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:
+    """Continual learning on the first rows of each new domain: what is kept beside what is learned by then."""
+    rows, profile = [], study.profile
+    first = profile.continual_first
+    new_domains = [domain for domain in profile.domains if domain != first]
+    for method, domain, seed, num in product(profile.continual_methods, new_domains, profile.seeds, (*num_rows, None)):
+        trained = after(study, method, domain, seed, num)
+        setting, value = f"{first} → {domain}, rows", _text(num)
+        labels = {"method": method, "setting": setting, "value": value, "seed": seed}
+        scored = [scores(study, trained, first), scores(study, trained, domain)]
+        rows.append(Row("ablations", labels, trained, scored))
+    return rows
+
+
+def _text(value: Any) -> str:
+    return "all" if value is None else str(value)
+
+
+def _with(study: Study, **changes: Any) -> Study:
+    return replace(study, profile=replace(study.profile, **changes))
+
+
+@flow(name="ablate", flow_run_name=run_name, task_runner=THREADS)
+def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    domains: list[str] | None = None,
+    methods: list[str] | None = None,
+    merge_methods: list[str] | None = None,
+    sparsities: list[float] | None = None,
+    scopes: list[str] | None = None,
+    ranks: list[int] | None = None,
+    calibration_rows: list[int] | None = None,
+    weights: list[float] | None = None,
+    continual_rows: list[int] | None = None,
+    seeds: list[int] | None = None,
+    prompt_style: str | None = None,
+    data_dir: str | None = None,
+    eval_batch_size: int | None = None,
+    hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
+    plan_only: bool = False,
+    push_to: str | None = None,
+) -> State:
+    """Change one setting at a time: LoRI-S' masks and rank, the merges, continual learning.
+
+    What is left out is in lori/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS.
+
+    Args:
+        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
+        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/domains.py).
+        methods: Rows of METHODS (lori/methods.py) that are merged and learn continually.
+        merge_methods: Rows of MERGE_METHODS (lori/merge_methods.py).
+        sparsities: Shares of B's entries that a mask leaves at zero, from 0 to below 1.
+        scopes: Rows of SCOPES (lori/scopes.py): which entries compete for the mask.
+        ranks: Ranks r of the adapters; α stays 2 r.
+        calibration_rows: Numbers of rows that the dense adapter trains on whose B gives the mask.
+        weights: Weights of all adapters in a merge.
+        continual_rows: Numbers of rows of the new domain.
+        seeds: One table row is the mean over these.
+        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        eval_batch_size: Sequences that are generated at once.
+        hardware: GPU, memory and how training is to fit it (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
+        plan_only: Say what it would take and compute nothing.
+        push_to: User or organisation of the hub that gets the adapters of the tables, each in a private repository.
+    """
+    overrides = {"base_model": base_model, "domains": domains, "merge_methods": merge_methods, "seeds": seeds}
+    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
+    overrides |= {"methods": [*MASKED, *(name for name in methods or [] if name not in MASKED)] if methods else None}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
+    asked = {"sparsity": sparsities, "scope": scopes, "rank": ranks, "calibration_rows": calibration_rows}
+    given = {name: ABLATIONS[name] if values is None else values for name, values in asked.items()}
+    study = begin(profile, **place, **overrides)
+    check_ablations(profile, given)
+    return carry_out(
+        study,
+        lambda study: mask_ablations(_with(study, methods=MASKED), given),
+        lambda study: merge_ablations(study, MERGE_CURVE if weights is None else [float(each) for each in weights]),
+        lambda study: continual_ablations(study, CONTINUAL_ROWS if continual_rows is None else continual_rows),
+    )
+
+
+def check_ablations(profile: str, settings: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a wrong value before any time is spent.
+
+    Raises:
+        ValueError: as `recipes.profile`.
+    """
+    for name, values in settings.items():
+        for value in values:
+            recipes.profile(profile, **{name: value})
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(ablate)

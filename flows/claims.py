@@ -1,0 +1,95 @@
+"""The paper's claims put to the test: all of its tables over several seeds, with controls and ablations."""
+
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
+from dataclasses import replace
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.ablate import MASKED, check_ablations, continual_ablations, mask_ablations, merge_ablations
+from flows.adapt import single_domain
+from flows.continual import continual_learning
+from flows.merge import merging
+from flows.rows import Row
+from flows.study import THREADS, Study, begin, carry_out, run_name
+from lori.claims import MIN_SEEDS
+from lori.config import Hardware
+from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
+
+
+def controls(study: Study) -> list[Row]:
+    """Methods that differ in one thing from the paper's: each alone, merged by concat, and in continual learning."""
+    profile = replace(
+        study.profile,
+        methods=CONTROLS,
+        merged=CONTROLS,
+        merge_methods=("concat",),
+        continual_methods=CONTROLS,
+        num_validation=None,  # it chooses what the registry calls the best, which is none of these
+    )
+    varied = replace(study, profile=profile)
+    return [*single_domain(varied), *merging(varied), *continual_learning(varied)]
+
+
+def ablations(study: Study, num_seeds: int) -> list[Row]:
+    """Of the first seeds: all that `ablate` tries, on the methods that the claims name."""
+    profile = replace(study.profile, seeds=study.profile.seeds[:num_seeds])
+    masked = replace(study, profile=replace(profile, methods=MASKED))
+    claimed = replace(study, profile=replace(profile, merged=profile.continual_methods))
+    return [
+        *mask_ablations(masked, ABLATIONS),
+        *merge_ablations(claimed, MERGE_CURVE),
+        *continual_ablations(claimed, CONTINUAL_ROWS),
+    ]
+
+
+@flow(name="claims", flow_run_name=run_name, task_runner=THREADS)
+def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: str = "scale",
+    base_model: str | None = None,
+    seeds: list[int] | None = None,
+    num_ablation_seeds: int = 1,
+    prompt_style: str | None = None,
+    data_dir: str | None = None,
+    eval_batch_size: int | None = None,
+    hardware: Hardware | None = None,
+    refresh: list[str] | None = None,
+    plan_only: bool = False,
+) -> State:
+    """Every table of the paper over several seeds, controls and ablations: the report says which claim holds, and why.
+
+    Args:
+        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
+        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
+        seeds: One table row is the mean over these; 0 to 4 where left out, as fewer decide no claim.
+        num_ablation_seeds: Of how many of these seeds the ablations are.
+        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
+        eval_batch_size: Sequences that are generated at once.
+        hardware: GPU, memory and how training is to fit it (lori/config.py).
+        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
+        plan_only: Say what it would take and compute nothing.
+    """
+    overrides = {"base_model": base_model, "seeds": [*range(MIN_SEEDS)] if seeds is None else seeds}
+    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
+    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
+    study = begin(profile, **place, **overrides)
+    check_ablations(profile, ABLATIONS)
+    return carry_out(
+        study,
+        single_domain,
+        merging,
+        continual_learning,
+        controls,
+        lambda study: ablations(study, num_ablation_seeds),
+    )
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(claims)
