@@ -18,6 +18,7 @@ from flows.rows import Row
 from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.claims import MIN_SEEDS
 from lori.config import Hardware
+from lori.methods import METHODS
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
 
 
@@ -28,7 +29,7 @@ def controls(study: Study) -> list[Row]:
         methods=CONTROLS,
         merged=CONTROLS,
         merge_methods=("concat",),
-        continual_methods=CONTROLS,
+        continual_methods=tuple(name for name in CONTROLS if not METHODS[name].shared_a),  # one adapter has one A
         num_validation=None,  # it chooses what the registry calls the best, which is none of these
     )
     varied = replace(study, profile=profile)
