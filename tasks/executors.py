@@ -26,7 +26,9 @@ def run_inline(job: Job) -> Computed:
 
 def run_in_pool(job: Job) -> Computed:
     """In one of this process's warm workers; each has one torch thread."""
-    return pool.run(pool.shared_pool(), job)
+    shared = pool.shared_pool()
+    check_wanted()  # after it: it may be a new one, made for nobody since an interruption closed the last
+    return pool.run(shared, job)
 
 
 def run_in_subprocess(job: Job) -> Computed:

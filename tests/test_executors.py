@@ -12,7 +12,7 @@ import pytest
 from test_steps import DATA, EVALUATE, TRAIN
 
 from lori.config import MaskConfig
-from tasks import pool
+from tasks import executors, pool
 from tasks.executors import EXECUTORS, check_executor, execute
 from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
 
@@ -108,6 +108,17 @@ def test_closing_the_pool_ends_who_computes_and_who_waits() -> None:
             with pytest.raises(JobCancelled, match="interrupted"):
                 job.result()
     assert process.poll() is not None
+
+
+def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = pool.Pool(slots=[None])
+    monkeypatch.setattr(pool, "_SHARED", [workers])
+    monkeypatch.setenv("LORI_EXECUTOR", "pool")
+    with pytest.raises(KeyboardInterrupt), executors.interruptible():
+        raise KeyboardInterrupt
+    with pytest.raises(JobCancelled, match="interrupted"):
+        executors.run_in_pool(failing_job())
+    assert not any(each.busy or any(each.slots) for each in pool._SHARED)
 
 
 def test_workers_end_when_their_driver_is_killed() -> None:
