@@ -33,10 +33,8 @@ def mask_ablations(study: Study, settings: Mapping[str, Sequence[Any]]) -> list[
             varied = _with(study, **{name: value})
             trained = adapter(varied, method, domain, seed)
             labels = {"method": method, "setting": name.replace("_", " "), "value": _text(value), "domain": domain}
-            is_usual = value == getattr(profile, name)
-            compared_as = method if is_usual else f"{method} {name} {value}"
-            scored = [scores(varied, trained, domain)]
-            rows.append(Row("ablations", {**labels, "seed": seed}, trained, scored, compared_as))
+            scored, usual = [scores(varied, trained, domain)], _text(getattr(profile, name))
+            rows.append(Row("ablations", {**labels, "seed": seed}, trained, scored, usual))
     return rows
 
 
@@ -48,7 +46,7 @@ def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
             done = merged(varied, method, merge_method, seed)
             labels = {"method": method, "setting": f"{setting} of {merge_method}", "value": value, "seed": seed}
             scored = [scores(varied, done, domain) for domain in varied.profile.domains]
-            rows.append(Row("ablations", labels, done, scored, f"{method} {merge_method} {setting} {value}"))
+            rows.append(Row("ablations", labels, done, scored))
     return rows
 
 

@@ -18,20 +18,13 @@ from flows.rows import Row
 from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.claims import MIN_SEEDS
 from lori.config import Hardware
-from lori.methods import METHODS
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
 
 
 def controls(study: Study) -> list[Row]:
-    """Methods that differ in one thing from the paper's: each alone, merged by concat, and in continual learning."""
-    profile = replace(
-        study.profile,
-        methods=CONTROLS,
-        merged=CONTROLS,
-        merge_methods=("concat",),
-        continual_methods=tuple(name for name in CONTROLS if not METHODS[name].shared_a),  # one adapter has one A
-        num_validation=None,  # it chooses what the registry calls the best, which is none of these
-    )
+    """Methods that differ in one thing from the paper's: alone, merged by concat, or in continual learning."""
+    # No validation: it chooses what the registry calls the best, which is none of these
+    profile = replace(study.profile, **CONTROLS, merge_methods=("concat",), num_validation=None)
     varied = replace(study, profile=profile)
     return [*single_domain(varied), *merging(varied), *continual_learning(varied)]
 

@@ -8,41 +8,39 @@ from lori.intervals import MINUS
 from lori.methods import METHODS
 from lori.recipes import compare_config
 from tasks.cells import Cells, Future, compare_rows
-from tasks.paper_tables import REFERENCE
-
-# What continual learning measures: the first domain before and after the new one, and the new one
-BEFORE, KEPT, LEARNED = "before", "kept", "learned"
+from tasks.paper_tables import BEFORE, KEPT, LEARNED, REFERENCE, ablation_name
 
 
 @dataclass(frozen=True)
 class Row:
     """A row before its numbers are there: an adapter and its scores.
 
-    `table` is single, merging, continual or ablations; `compared_as` is an ablation's name in comparisons,
-    empty if it is compared with nothing.
+    `table` is single, merging, continual or ablations; `usual` is the value of an ablation's setting that the others
+    are compared with.
     """
 
     table: str
     labels: Mapping[str, Any]
     adapter: Future
     scores: list[Future]
-    compared_as: str = ""
+    usual: str = ""
 
 
 def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
 
     A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
-    kept` (of the first domain) and `lori-s learned` (of the new one). Each is compared with the same of LoRA; a merge
-    and an ablation also with the method's own adapters, what is kept with what was there before, and a control with
-    what it controls.
+    kept` (of the first domain) and `lori-s learned` (of the new one), which are there for each new domain as well:
+    `lori-s kept nlu`. Each is compared with the same of LoRA; a merge also with the method's own adapters, an ablation
+    with the usual value, what is kept with what was there before, and a control with what it controls.
     """
     places = list(dict.fromkeys(place for row in rows for place in _places(row)))
     domain_of = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
     measured: dict[str, set[tuple[str, int]]] = {}  # by row: a pair is of the same domains and seeds
     for name, seed, score in places:
         measured.setdefault(name, set()).add((domain_of[score], seed))
-    pairs = [f"{one}{MINUS}{other}" for one, other in _pairs([*measured]) if measured[one] == measured.get(other)]
+    asked = dict.fromkeys([*_pairs([*measured]), *_unusual(rows)])
+    pairs = [f"{one}{MINUS}{other}" for one, other in asked if measured[one] == measured.get(other)]
     if not pairs:
         return None
     tests = {
@@ -65,10 +63,18 @@ def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
         "single": [method],
         "merging": [f"{method} {row.labels.get('merge')}"] * len(row.scores),
         "continual": [f"{method} {measured}" for measured in (BEFORE, KEPT, LEARNED)],
-        "ablations": [row.compared_as] * len(row.scores) if row.compared_as else [],
+        "ablations": [ablation_name(row.labels)] * len(row.scores) if row.table == "ablations" else [],
     }
-    for name, score in zip(names[row.table], row.scores, strict=bool(names[row.table])):
+    for name, score in zip(names[row.table], row.scores, strict=True):
         yield name, seed, score
+        if row.table == "continual":
+            yield f"{name} {row.labels['new_domain']}", seed, score
+
+
+def _unusual(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    for row in rows:
+        if row.usual and row.labels["value"] != row.usual:
+            yield ablation_name(row.labels), ablation_name({**row.labels, "value": row.usual})
 
 
 def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:

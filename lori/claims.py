@@ -23,10 +23,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and the rules that must all hold for it to hold."""
+    """What the paper says, and the rules that must all hold for it to hold.
+
+    `controls` are differences that tell why: one that is not 0 says that what the control changes matters.
+    """
 
     text: str
     rules: tuple[Rule, ...]
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,26 @@ CLAIMS = (
     Claim(  # "match or beat": not worse by more than a point
         "LoRI-D and LoRI-S match LoRA on single domains, with a half and a twentieth of its trainable entries",
         (Rule("lori-d − lora", -1.0), Rule("lori-s − lora", -1.0)),
+        ("lori-s-random-mask − lori-s", "lori-s-trained-a − lori-s", "lori-s-fresh-a − lori-s"),
     ),
     Claim(
         "Merged by concat, LoRI-D's adapters keep more than LoRA's",
         (Rule("lori-d concat − lora concat", 0.0),),
+        (
+            "lori-d-shared-a concat − lori-d concat",
+            "lori-s-shared-a concat − lori-s concat",
+            "lori-s-trained-a concat − lori-s concat",
+        ),
     ),
     Claim(
         "After another domain, LoRI-S keeps more of safety than LoRA",
         (Rule("lori-s kept − lora kept", 0.0),),
+        (
+            "lori-s-random-mask kept − lori-s kept",
+            "lori-s-disjoint kept − lori-s kept",
+            "lori-s-trained-a kept − lori-s kept",
+            "lori-s learned − lora learned",  # not a control: what it learned of the new domain meanwhile
+        ),
     ),
 )
 

@@ -53,6 +53,11 @@ class Overlap:
     num_entries: int
 
     @property
+    def shares(self) -> list[float]:
+        """Of the entries that each keeps."""
+        return [kept / self.num_entries for kept in self.num_kept]
+
+    @property
     def by_chance(self) -> float:
         """How many both would keep if one were shuffled: the mean of the hypergeometric distribution."""
         return self.num_kept[0] * self.num_kept[1] / self.num_entries
@@ -149,7 +154,8 @@ def measure_pair(
     """Two adapters and, where they were trained in some, their masks, as plain numbers.
 
     `cosine` and `norms` are of the whole updates, `alignment` and `chance` means over modules, `overlap` of the whole
-    masks over chance or None; `modules` has each one's cosine, alignment and, where there are masks, their z.
+    masks over chance or None; `modules` has each one's cosine, alignment and, where there are masks, their z and
+    the shares that they keep.
 
     Raises:
         ValueError: as `compare_adapters` and `compare_masks`.
@@ -167,6 +173,7 @@ def measure_pair(
                 "cosine": each.cosine,
                 "alignment": each.alignment,
                 "z": overlaps[module].z if overlaps else None,
+                "kept": overlaps[module].shares if overlaps else None,
             }
             for module, each in found.items()
         },

@@ -3,15 +3,12 @@
 from dataclasses import dataclass, replace
 
 PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
-# What tells why: each differs in one thing from the method that it controls (`Method.control_of`)
-CONTROLS = (
-    "lori-s-random-mask",
-    "lori-s-trained-a",
-    "lori-s-fresh-a",
-    "lori-s-disjoint",
-    "lori-d-shared-a",
-    "lori-s-shared-a",
-)
+# What tells why: methods that differ in one thing from another (`Method.control_of`), by where that thing matters
+CONTROLS = {
+    "methods": ("lori-s-random-mask", "lori-s-trained-a", "lori-s-fresh-a"),
+    "merged": ("lori-d-shared-a", "lori-s-shared-a", "lori-s-trained-a"),
+    "continual_methods": ("lori-s-random-mask", "lori-s-disjoint", "lori-s-trained-a"),
+}
 # Settings that are changed one at a time, and to what (paper, section 4.4); among them what the profiles have
 ABLATIONS = {
     "sparsity": (0.0, 0.5, 0.8, 0.9, 0.95, 0.99),

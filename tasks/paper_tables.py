@@ -12,6 +12,8 @@ from tasks.tables import Estimate, Table, Value, combine, mean_of
 OVER_REFUSAL = "safety/over_refusal_rate"
 REFERENCE = "lora"  # the method whose number of trainable entries is 100 %
 UNMERGED = "none"
+# What continual learning measures: the first domain before and after the new one, and the new one
+BEFORE, KEPT, LEARNED = "before", "kept", "learned"
 NO_MERGE = f"{UNMERGED} (an adapter each)"
 
 
@@ -170,6 +172,11 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         "new_after": "New domain ↑",
     }
     return Table("Continual learning", columns, rows, [*map(_models, groups.values())])
+
+
+def ablation_name(labels: Mapping[str, Any]) -> str:
+    """Of a row of the ablations in comparisons."""
+    return f"{labels['method']} {labels['setting']} {labels['value']}"
 
 
 def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:

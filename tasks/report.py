@@ -13,15 +13,17 @@ from lori.intervals import Intervals
 from lori.profiles import PLACES, Profile
 from tasks import tracking
 from tasks.beside_paper import paper_table
+from tasks.charts import charts_of, interference_heats, sparsity_heats
 from tasks.comparison import comparison_table, to_metrics
-from tasks.figures import draw_figures, draw_interference
+from tasks.figures import draw_figures, draw_heats
+from tasks.interactive import to_page
 from tasks.interference_table import INTERFERENCE, Pairs, interference_table
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.result_rows import log_rows
 from tasks.tables import Table, Value, to_csv, to_markdown
 from tasks.tracking.reports import Report, as_texts, find_reports
-from tasks.verdict import VERDICT, differences_table, scores_table, verdict_table
+from tasks.verdict import VERDICT, differences_table, scores_table, verdict_table, with_intervals
 
 __all__ = ["Analyses", "Cell", "study_settings", "write_report"]
 
@@ -33,15 +35,22 @@ DIFFERENCES = """\
 In points, paired by seed and test question. `a − b`: how much more a scores; `lori-s concat − lori-s` what a merge
 loses; `kept` is the first domain after a new one, `before` the same before it, `learned` the new one, each averaged
 over the new domains."""
-CAPTIONS = {"interference": "|cosine of ΔW| by layer and projection"}
+CAPTIONS = {
+    "claims": "The paper's figure 1 with the numbers of here, and 95 % intervals",
+    "interference": "|cosine of ΔW| by layer and projection",
+    "sparsity": "Sparsity by layer and projection, the paper's figure 3",
+}
+UNDER = {"sparsity": "interference"}  # a figure that has no table of its own: under whose heading it is
+FIGURES_PAGE, MASKED = "figures.html", "lori-s"
+FIGURES = f"All figures with their numbers under the pointer: [{FIGURES_PAGE}]({FIGURES_PAGE})."
 TOLD = {"claims": [VERDICT], "differences": [DIFFERENCES], "interference": [INTERFERENCE]}  # under a table's heading
 COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
-± is one standard error. For one seed: that of sampling the test questions. For n seeds: √(s²/n + mean of the seeds'
-squared errors) around their mean, s being the standard deviation between seeds (all answer the same questions, so that
-the sampling part does not shrink with n). A mean over domains is of their own metrics, without
-over-refusal, and takes their test sets as independent."""
+In brackets are 95 % intervals, from a bootstrap over seeds and test questions where rows are compared; elsewhere, as
+for over-refusal, 1.96 standard errors to each side, √(s²/n + mean of the n seeds' squared errors), with s the standard
+deviation between seeds (all answer the same questions, so that the sampling part does not shrink with n). A mean over
+domains is of their own metrics, without over-refusal. One seed's interval is of the questions alone."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ def write_report(
         means=to_metrics(headline_means(cells)),
     )
     log_rows(tables, about, runtime)
+    tables = {name: with_intervals(name, table, analyses.intervals) for name, table in tables.items()}
     tables = {"claims": verdict_table(analyses.intervals), **tables}
     tables["differences"] = differences_table(analyses.intervals)
     tables["interference"] = interference_table(analyses.pairs)
@@ -93,13 +103,25 @@ def write_report(
         tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        figures = draw_figures(tables, Path(scratch)) | draw_interference(analyses.pairs, Path(scratch))
+        figures = _draw(tables, analyses.pairs, Path(scratch))
         markdown = _markdown(cells, tables, settings=settings, is_complete=is_complete, runtime=runtime)
         data = {**tables, "intervals": scores_table(analyses.intervals), "cells": all_metrics(cells)}
         _write_files(Path(scratch), _illustrated(markdown, tables, figures), data)
         uri, sha256 = tracking.log_directory(runtime, run_id, Path(scratch), "report")
         tracking.log_metrics(runtime, run_id, own.means)
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
+
+
+def _draw(tables: Mapping[str, Table], pairs: Pairs, directory: Path) -> dict[str, str]:
+    """Pictures of the tables, by the table under whose heading they belong, and all of them on an interactive page."""
+    charts, sparsity = charts_of(tables), sparsity_heats(pairs, MASKED)
+    heats = {
+        name: maps for name, maps in (("interference", interference_heats(pairs)), ("sparsity", sparsity)) if maps
+    }
+    titles = {name: table.title for name, table in tables.items()} | {"sparsity": f"Sparsity of {MASKED}'s masks"}
+    if charts or heats:
+        (directory / FIGURES_PAGE).write_text(to_page(titles, charts, heats))
+    return draw_figures(charts, directory) | draw_heats(heats, directory)
 
 
 def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) -> None:
@@ -112,7 +134,8 @@ def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) ->
 def _illustrated(markdown: str, tables: Mapping[str, Table], figures: Mapping[str, str]) -> str:
     """With each figure under its table's heading."""
     for name, file in figures.items():
-        heading, caption = f"## {tables[name].title}\n\n", f"{tables[name].title}, with 95 % intervals"
+        title = tables[UNDER.get(name, name)].title
+        heading, caption = f"## {title}\n\n", f"{title}, with 95 % intervals"
         markdown = markdown.replace(heading, f"{heading}![{CAPTIONS.get(name, caption)}]({file})\n\n")
     return markdown
 
@@ -144,7 +167,7 @@ def _headline(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
         facts.append(f"{cells_made} in {_duration(settings['wall_seconds'])} by the flow run that wrote this")
     adapters = {cell.adapter.run_id: cell.adapter for cell in cells}.values()
     trained = sum(adapter.metrics.get("train_seconds", 0.0) for adapter in adapters)
-    return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}."
+    return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}. {FIGURES}"
 
 
 def _recipe_table(cells: Sequence[Cell]) -> Table:

@@ -63,7 +63,7 @@ STEPS = {
     "train": Step("tasks.adapters:train_adapter", TrainConfig, version=3, turn=2, gpus=ALL),
     "merge": Step("tasks.adapters:merge_adapters", MergeConfig, version=2, turn=3),
     "evaluate": Step("tasks.evaluation:evaluate", EvalConfig, version=2, turn=4, gpus=ONE),
-    "interference": Step("tasks.interfering:measure_interference", InterferenceConfig, version=1, turn=5),
+    "interference": Step("tasks.interfering:measure_interference", InterferenceConfig, version=2, turn=5),
     "compare": Step("tasks.comparing:compare_rows", CompareConfig, version=1, turn=5),
 }
 

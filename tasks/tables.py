@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from lori.cards import QUANTILE
 from lori.intervals import Interval
 
 MISSING = "–"
@@ -14,19 +15,29 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A percentage and its standard error, from `num_seeds` runs."""
+    """A percentage and its standard error, from `num_seeds` runs; `ends` of its 95 % interval where they are known."""
 
     mean: float
     error: float
     num_seeds: int
+    ends: tuple[float, float] | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of 95 %: the `ends`, or by the normal distribution, within 0 to 100."""
+        reach = QUANTILE * self.error
+        return self.ends or (max(0.0, self.mean - reach), min(100.0, self.mean + reach))
 
 
 Value = str | int | Estimate | Interval | None
 
 
 # By kind of value the columns that it has in a CSV, and what is there where it is missing
-ENDINGS: dict[type, tuple[str, ...]] = {Estimate: ("", "_se", "_seeds"), Interval: ("", "_low", "_high")}
-NOTHING: dict[type, Sequence[str | float]] = {Estimate: ("", "", 0), Interval: ("", "", "")}
+ENDINGS: dict[type, tuple[str, ...]] = {
+    Estimate: ("", "_se", "_low", "_high", "_seeds"),
+    Interval: ("", "_low", "_high"),
+}
+NOTHING: dict[type, Sequence[str | float]] = {Estimate: ("", "", "", "", 0), Interval: ("", "", "")}
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ def _rule(table: Table, name: str) -> str:
 def _text(value: Value, most_seeds: int) -> str:
     if isinstance(value, Estimate):
         fewer = f" (n = {value.num_seeds})" if value.num_seeds < most_seeds else ""
-        return f"{value.mean:.1f} ± {value.error:.1f}{fewer}"
+        low, high = value.interval
+        return f"{value.mean:.1f} [{low:.1f}, {high:.1f}]{fewer}"
     if isinstance(value, Interval):
         ends = f"[{value.low:+.1f}, {value.high:+.1f}]" if math.isfinite(value.low) else "(no interval)"
         return f"{value.mean:+.1f} {ends}"
@@ -84,9 +96,9 @@ def _text(value: Value, most_seeds: int) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The table unrounded: an estimate is three columns, its mean, `<name>_se` and `<name>_seeds`.
+    """The table unrounded: an interval is its mean, `<name>_low` and `<name>_high`.
 
-    An interval is its mean, `<name>_low` and `<name>_high`.
+    An estimate has `<name>_se` and `<name>_seeds`, too.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -99,7 +111,7 @@ def to_csv(table: Table) -> str:
 
 def _fields(value: Value, kind: type) -> Sequence[str | float]:
     if isinstance(value, Estimate):
-        return [value.mean, value.error, value.num_seeds]
+        return [value.mean, value.error, *value.interval, value.num_seeds]
     if isinstance(value, Interval):
         return [value.mean, value.low, value.high]
     return NOTHING.get(kind, ("",)) if value is None else [value]

@@ -1,13 +1,17 @@
 """What the report opens with: the paper's claims, each judged by its rule, and every difference with its interval."""
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
-from lori.claims import CLAIMS, MIN_SEEDS, Finding, judge
+from lori.claims import CLAIMS, MIN_SEEDS, OPEN, Finding, judge
 from lori.config import Handle, Runtime
 from lori.domains import DOMAINS
-from lori.intervals import MEAN, MINUS, Intervals, from_metrics
+from lori.intervals import MEAN, MINUS, Interval, Intervals, from_metrics
 from tasks import tracking
-from tasks.tables import Table, Value
+from tasks.paper_tables import BEFORE, KEPT, LEARNED, UNMERGED, ablation_name
+from tasks.tables import Estimate, Table, Value
 
 VERDICT = f"""\
 A claim is judged by rules that were fixed before the run (`lori/claims.py`): a difference of means over domains and
@@ -29,6 +33,8 @@ def verdict_table(intervals: Intervals) -> Table:
     for claim in CLAIMS:
         verdict, findings = judge(claim, intervals)
         rows += [_row(claim.text, verdict, finding) for finding in findings if finding.interval]
+        found = {pair: intervals[pair][MEAN] for pair in claim.controls if pair in intervals}
+        rows += [_control(pair, interval) for pair, interval in found.items()] if rows else []
     columns = {
         "claim": "Claim",
         "verdict": "Verdict",
@@ -49,6 +55,49 @@ def _row(text: str, verdict: str, finding: Finding) -> dict[str, Value]:
         "needed": f"> {finding.rule.threshold:g}",
         "seeds": finding.interval.num_seeds if finding.interval else None,
     }
+
+
+def _control(pair: str, interval: Interval) -> dict[str, Value]:
+    """Not judged: whether 0 lies within its interval is what it says."""
+    is_known = math.isfinite(interval.low)
+    differs = "differs" if interval.low > 0 or interval.high < 0 else "no difference seen" if is_known else OPEN
+    told = {"verdict": differs, "pair": pair, "difference": interval, "needed": "", "seeds": interval.num_seeds}
+    return {"claim": "– why:", **told}
+
+
+def with_intervals(name: str, table: Table, intervals: Intervals) -> Table:
+    """The table `name` with the bootstrap's intervals in place of the normal distribution's, where there are any."""
+    rows = [
+        {column: _with_ends(value, _place(name, row, column), intervals) for column, value in row.items()}
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
+
+
+def _place(table: str, row: Mapping[str, Value], column: str) -> tuple[str, str] | None:
+    """Name and domain of a cell in comparisons; None if it is in none."""
+    method, headlines = str(row["method"]), {domain.headline: name for name, domain in DOMAINS.items()}
+    if table == "continual":
+        first, _, new = str(row["domains"]).partition(" → ")
+        return {
+            "first_before": (f"{method} {BEFORE}", first),
+            "first_after": (f"{method} {KEPT} {new}", first),
+            "new_after": (f"{method} {LEARNED} {new}", new),
+        }.get(column)
+    domain = headlines.get(column) or (MEAN if column == "mean" else None)
+    if table == "ablations":
+        name = ablation_name(row)
+    else:
+        merge = str(row.get("merge", UNMERGED)).partition(" ")[0]
+        name = method if merge == UNMERGED else f"{method} {merge}"
+    return (name, domain) if domain else None
+
+
+def _with_ends(value: Value, place: tuple[str, str] | None, intervals: Intervals) -> Value:
+    found = intervals.get(place[0], {}).get(place[1]) if place else None
+    if not isinstance(value, Estimate) or found is None or not math.isfinite(found.low):
+        return value
+    return replace(value, ends=(found.low, found.high))
 
 
 def differences_table(intervals: Intervals) -> Table:

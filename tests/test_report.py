@@ -18,6 +18,7 @@ from lori.config import Handle
 from lori.intervals import MINUS, Interval, Intervals, from_metrics, to_metrics
 from tasks import figures, tracking
 from tasks.beside_paper import paper_table
+from tasks.charts import by_module, charts_of, interference_heats, sparsity_heats
 from tasks.interference_table import Pairs
 from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table
 from tasks.report import Analyses, Cell, write_report
@@ -82,14 +83,16 @@ def test_a_table_has_its_numbers_on_the_right_and_says_where_seeds_are_missing()
         {"name": "b|c", "n": 5, "x": Estimate(3.0, 0.5, 1)},
     ]
     assert to_markdown(Table("T", {"name": "Name", "n": "N", "x": "X"}, [*rows, {"name": "d"}])) == (
-        "| Name | N | X |\n| :--- | ---: | ---: |\n| a | 1,234 | 81.2 ± 1.5 |\n| b\\|c | 5 | 3.0 ± 0.5 (n = 1) |\n"
+        "| Name | N | X |\n| :--- | ---: | ---: |\n| a | 1,234 | 81.2 [78.3, 84.2] |\n"
+        "| b\\|c | 5 | 3.0 [2.0, 4.0] (n = 1) |\n"
         "| d | – | – |"
     )
 
 
 def test_csv_keeps_every_digit() -> None:
     table = Table("T", {"name": "Name", "x": "X"}, [{"name": "a", "x": Estimate(1 / 3, 0.1, 2)}, {"name": "b"}])
-    assert to_csv(table) == f"name,x,x_se,x_seeds\na,{1 / 3},0.1,2\nb,,,0\n"
+    low, high = 1 / 3 - 1.96 * 0.1, 1 / 3 + 1.96 * 0.1
+    assert to_csv(table) == f"name,x,x_se,x_low,x_high,x_seeds\na,{1 / 3},0.1,{low},{high},2\nb,,,,,0\n"
 
 
 def test_single_table_has_a_row_a_method_and_relates_sizes_to_lora() -> None:
@@ -150,6 +153,9 @@ def test_continual_table_compares_the_first_domain_before_and_after() -> None:
     }
 
 
+NO_TABLES = {name: Table(name, {}, []) for name in ("claims", "single", "merging", "continual", "ablations")}
+
+
 def tracked(store: Store, cell: Cell) -> Cell:
     """The cell on a run that MLflow has."""
     run_id = open_run(store.runtime, cell.adapter.run_id)
@@ -189,9 +195,27 @@ def test_an_ablation_is_a_row_a_value_with_its_mean() -> None:
     table = ablations_table(cells, cells)
     assert [(row["value"], row["num_trainable"]) for row in table.rows] == [("0.5", 50), ("0.9", 50)]
     assert [row["mean"].mean for row in table.rows if isinstance(row["mean"], Estimate)] == [75.0, 85.0]
-    axes = Figure().subplots()
-    figures.FIGURES["ablations"](axes, table)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["sparsity\n0.5", "sparsity\n0.9"]
+    (chart,) = charts_of({**NO_TABLES, "ablations": table})["ablations"]
+    assert (chart.title, chart.kind, [series.name for series in chart.series]) == ("sparsity", "lines", ["lori-s"])
+    assert [(place, value.mean) for place, value in chart.series[0].points] == [(0.5, 75.0), (0.9, 85.0)]
+
+
+def test_continual_learning_on_fewer_rows_is_drawn_as_what_is_kept_over_what_is_learned() -> None:
+    cells = []
+    for value, kept, learned in (("96", 90.0, 40.0), ("all", 80.0, 60.0)):
+        labels = {"method": "lora", "setting": "safety → math, rows", "value": value, "seed": 0}
+        scored = [scores("after", "safety", kept), scores("after", "math", learned)]
+        cells.append(Cell("ablations", labels, adapter("after"), scored))
+    (chart,) = charts_of({**NO_TABLES, "ablations": ablations_table(cells, cells)})["ablations"]
+    assert (chart.title, chart.x_label) == ("safety → math", "math, percent")
+    assert [(place, value.mean) for place, value in chart.series[0].points] == [(40.0, 90.0), (60.0, 80.0)]
+
+
+def test_a_merge_of_the_ablations_has_a_norm_and_no_entries_that_train() -> None:
+    labels = {"method": "lora", "setting": "weight of concat", "value": "0.5", "seed": 0}
+    made = Handle("adapter", "key", "merge", "merge", "models:/m-1", "0", {"update_norm": 3.25}, {})
+    (row,) = ablations_table([Cell("ablations", labels, made, [scores("merge", "nlu", 70.0)])], []).rows
+    assert (row["num_trainable"], row["update_norm"]) == (None, "3.250")
 
 
 def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cells: list[Cell]) -> None:
@@ -200,7 +224,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert (second.run_id, second.key) == (first.run_id, first.key)
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
-    names = {"README.md", "index.html", "single.png", "merging.png"}
+    names = {"README.md", "index.html", "figures.html", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
     tables += ("interference", "ablations")
     names |= {f"{name}.csv" for name in tables}
@@ -225,7 +249,7 @@ def test_a_report_of_merges_alone_has_no_other_table(sqlite_store: Store, cells:
 def test_the_report_says_what_it_is_of(sqlite_store: Store, cells: list[Cell]) -> None:
     _, markdown = report(sqlite_store, cells)
     # s²/n = 8/2 = 4, the seeds' own errors are 1: √(4 + 1)
-    assert f"80.0 ± {math.sqrt(5):.1f}" in markdown
+    assert f"80.0 [{80 - 1.96 * math.sqrt(5):.1f}, {80 + 1.96 * math.sqrt(5):.1f}]" in markdown
     assert "Base model scale@0123, seeds 0, 1" in markdown
     assert "3 cells computed and 4 cached in 0:01:15 by the flow run that wrote this; training alone" in markdown
     assert "over all adapters, 0:03:00" in markdown
@@ -293,7 +317,7 @@ def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
 
 def pair_of(domains: list[str], cosine: float, overlap: float | None) -> dict[str, Any]:
     modules = {
-        f"model.layers.{layer}.{name}": {"cosine": sign * cosine}
+        f"model.layers.{layer}.{name}": {"cosine": sign * cosine, "kept": [0.1, 0.2] if overlap else None}
         for layer, name, sign in ((1, "q_proj", 1), (0, "q_proj", -1), (10, "mlp.up_proj", 0))
     }
     return {
@@ -320,11 +344,20 @@ def test_interference_is_a_row_a_pair_of_domains_and_a_panel_a_method(sqlite_sto
 
 
 def test_a_heat_map_has_layers_in_their_order_and_gaps_where_a_layer_has_no_such_module() -> None:
-    values, layers, projections = figures._by_module([pair_of(["nlu", "math"], 0.2, None)])
+    pairs = [pair_of(["nlu", "math"], 0.2, None)]
+    values, layers, projections = by_module(pairs, lambda module: abs(module["cosine"]))
     assert (layers, projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
     assert values[:2, 0].tolist() == [0.2, 0.2]  # the magnitude of ±0.2
     assert math.isnan(values[0, 1])
     assert values[2, 1] == 0.0
+
+
+def test_the_sparsity_of_a_domain_is_that_of_its_own_side_of_each_pair() -> None:
+    pairs = {"lori-s": [pair_of(["nlu", "math"], 0.1, 1.0), pair_of(["math", "code"], 0.1, 1.0)]}
+    sparsity = {heat.title: heat.values[0, 0] for heat in sparsity_heats(pairs, "lori-s")}
+    assert sparsity == pytest.approx({"nlu": 90.0, "math": 85.0, "code": 80.0})  # math keeps 0.2 and 0.1
+    assert sparsity_heats({"lori-s": [pair_of(["nlu", "math"], 0.1, None)]}, "lori-s") == []
+    assert interference_heats({}) == []
 
 
 def found(low: float, high: float, num_seeds: int = 5) -> Interval:
@@ -401,11 +434,11 @@ def test_a_base_is_shown_beside_the_newest_report_of_each_other(sqlite_store: St
     titles, *rows = section(of_base(sqlite_store, "third@1", cells))
     assert titles == ["Merge", "Base model", "lora", "Settings", "MLflow run"]
     assert [row[:4] for row in rows] == [
-        ["none (an adapter each)", "third@1", "80.0 ± 2.2", "this report"],  # mean of 78 and 82, √(8/2 + 1)
-        ["none (an adapter each)", "first@1", "80.0 ± 2.2", "the same"],
-        ["none (an adapter each)", "second@1", "90.0 ± 1.0 (n = 1)", "seeds [0]"],
-        ["concat", "third@1", "70.0 ± 1.0 (n = 1)", "this report"],
-        ["concat", "first@1", "70.0 ± 1.0 (n = 1)", "the same"],
+        ["none (an adapter each)", "third@1", "80.0 [75.6, 84.4]", "this report"],  # 78 and 82: ± 1.96 √(8/2 + 1)
+        ["none (an adapter each)", "first@1", "80.0 [75.6, 84.4]", "the same"],
+        ["none (an adapter each)", "second@1", "90.0 [88.0, 92.0] (n = 1)", "seeds [0]"],
+        ["concat", "third@1", "70.0 [68.0, 72.0] (n = 1)", "this report"],
+        ["concat", "first@1", "70.0 [68.0, 72.0] (n = 1)", "the same"],
         ["concat", "second@1", "–", "seeds [0]"],
     ]
     reports = [run for run in runs_of(sqlite_store) if run.data.tags.get("lori.role") == "report"]
@@ -485,7 +518,8 @@ def test_an_intervals_bar_ends_where_percentages_do() -> None:
 def test_a_figure_has_a_bar_for_each_number_of_its_table(tmp_path: Path) -> None:
     cells = [single("lora", "nlu", 80.0), single("lori-s", "nlu", 60.0), single("lori-s", "math", 40.0)]
     axes = Figure().subplots()
-    figures._draw_single(axes, single_table(cells, []))
+    (chart,) = charts_of({**NO_TABLES, "single": single_table(cells, [])})["single"]
+    figures.draw(axes, chart)
     drawn = [bars for bars in axes.containers if isinstance(bars, BarContainer)]
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
     assert heights == {"lora": [80.0], "lori-s": [60.0, 40.0]}
