@@ -39,7 +39,10 @@ def mask_ablations(study: Study, settings: Mapping[str, Sequence[Any]]) -> list[
 
 
 def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
-    """Every merge of every method with other weights, of fewer domains' adapters, and of adapters of equal norm."""
+    """Every merge of every method with other weights.
+
+    The first of the merges also of fewer domains' adapters, and of adapters that are scaled to one norm.
+    """
     rows, profile = [], study.profile
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
         for setting, value, varied in _merges(study, method, merge_method, seed, weights):
@@ -60,6 +63,8 @@ def _merges(
         same = (weight,) * num_domains
         is_usual = same == recipes.merge_config(profile, method, merge_method, seed).weights
         yield "weight", f"{weight:g}", study if is_usual else _with(study, weights=same)
+    if merge_method != profile.merge_methods[0]:
+        return
     for num in range(2, num_domains):
         yield "adapters", str(num), _with(study, domains=profile.domains[:num])
     yield "norms", "matched", _with(study, match_norms=True)

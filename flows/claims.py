@@ -21,6 +21,11 @@ from lori.config import Hardware
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
 
 
+def claimed(study: Study) -> Study:
+    """Merges of the methods alone that the claims are about, those that learn continually."""
+    return replace(study, profile=replace(study.profile, merged=study.profile.continual_methods))
+
+
 def controls(study: Study) -> list[Row]:
     """Methods that differ in one thing from the paper's: alone, merged by concat, or in continual learning."""
     # No validation: it chooses what the registry calls the best, which is none of these
@@ -32,12 +37,11 @@ def controls(study: Study) -> list[Row]:
 def ablations(study: Study, num_seeds: int) -> list[Row]:
     """Of the first seeds: all that `ablate` tries, on the methods that the claims name."""
     profile = replace(study.profile, seeds=study.profile.seeds[:num_seeds])
-    masked = replace(study, profile=replace(profile, methods=MASKED))
-    claimed = replace(study, profile=replace(profile, merged=profile.continual_methods))
+    masked, others = (replace(study, profile=each) for each in (replace(profile, methods=MASKED), profile))
     return [
         *mask_ablations(masked, ABLATIONS),
-        *merge_ablations(claimed, MERGE_CURVE),
-        *continual_ablations(claimed, CONTINUAL_ROWS),
+        *merge_ablations(others, MERGE_CURVE),
+        *continual_ablations(others, CONTINUAL_ROWS),
     ]
 
 
@@ -46,6 +50,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     profile: str = "scale",
     base_model: str | None = None,
     seeds: list[int] | None = None,
+    learning_rates: dict[str, float] | None = None,
     num_ablation_seeds: int = 1,
     prompt_style: str | None = None,
     data_dir: str | None = None,
@@ -60,6 +65,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
         base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
         seeds: One table row is the mean over these; 0 to 4 where left out, as fewer decide no claim.
+        learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
         num_ablation_seeds: Of how many of these seeds the ablations are.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
@@ -71,7 +77,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     overrides = {"base_model": base_model, "seeds": [*range(MIN_SEEDS)] if seeds is None else seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
-    study = begin(profile, **place, **overrides)
+    study = claimed(begin(profile, **place, **overrides, learning_rates=learning_rates))
     check_ablations(profile, ABLATIONS)
     return carry_out(
         study,

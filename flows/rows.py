@@ -15,8 +15,8 @@ from tasks.paper_tables import BEFORE, KEPT, LEARNED, REFERENCE, ablation_name
 class Row:
     """A row before its numbers are there: an adapter and its scores.
 
-    `table` is single, merging, continual or ablations; `usual` is the value of an ablation's setting that the others
-    are compared with.
+    `table` is single, merging, continual, ablations or sweep; `usual` is the value of an ablation's setting that the
+    others are compared with.
     """
 
     table: str
@@ -57,7 +57,9 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
 
 
 def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
-    """Name, seed and score of what the row measured."""
+    """Name, seed and score of what the row measured on test rows."""
+    if row.table == "sweep":
+        return
     method, seed = row.labels["method"], row.labels["seed"]
     names = {
         "single": [method],

@@ -13,10 +13,11 @@ CONTROLS = {
 ABLATIONS = {
     "sparsity": (0.0, 0.5, 0.8, 0.9, 0.95, 0.99),
     "scope": ("model", "module", "projection", "layer", "matrix"),
-    "rank": (2, 4, 6, 12),
+    "rank": (2, 6, 12),
     "calibration_rows": (48, 192, None),
 }
 MERGE_CURVE = (0.25, 0.5, 1.0, 2.0)  # weights, the same for every adapter of a merge
+SWEEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each method's learning rate
 CONTINUAL_ROWS = (96, 288)  # of a new domain, beside all of them
 DENSITY = 0.7  # of magnitude, ties and dare
 
@@ -27,10 +28,10 @@ class Profile:
 
     Sizes are rows of a domain, None for all of them; the scale model's tests have `TEST_FACTOR` times as many, the
     paper's nlu as many of each set; `num_validation` None is no validation: the paper's sets have no such split.
-    Masks are read off training on the first `calibration_rows`; `match_norms` is `MergeConfig`'s. `num_steps` of
-    training, `num_samples` where a domain is sampled, and at most `max_new_tokens` or, where None, what `LIMITS` says;
-    `dtype` None is the base model's. Real rows lie in `data_dir` (None: on the hub) and base models in folders in
-    `models_dir`: no part of any result.
+    Masks are read off training on the first `calibration_rows`; `match_norms` is `MergeConfig`'s; `learning_rates`,
+    by method, are in place of the recipe's. `num_steps` of training, `num_samples` where a domain is sampled, and at
+    most `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows lie in
+    `data_dir` (None: on the hub) and base models in folders in `models_dir`: no part of any result.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Profile:
     max_new_tokens: int | None
     prompt_style: str
     dtype: str | None
+    learning_rates: tuple[tuple[str, float], ...] = ()
     data_dir: str | None = None
     models_dir: str | None = None
 

@@ -91,11 +91,17 @@ def profile(name: str, **overrides: Any) -> Profile:
     """
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/profiles.py).")
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items() if v is not None}
+    given = {key: _frozen(value) for key, value in overrides.items() if value is not None}
     changed = replace(PROFILES[name], **given)
     if "domains" in given or "methods" in given:
         changed = _narrowed(changed)
     return _checked(changed, base_of(changed))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, list) else value
 
 
 def base_of(profile: Profile) -> BaseModel:
@@ -124,15 +130,23 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
     check_mask_config(mask_config(changed))
-    if changed.calibration_rows is not None and changed.calibration_rows < changed.batch_size:
-        raise ValueError(f"calibration_rows is at least a batch of {changed.batch_size}, or left out.")
+    _check_training(changed)
     _check_merges(changed, base)
-    if changed.rank < 1:
-        raise ValueError(f"rank is at least 1, not {changed.rank}.")
     if base.suite == "miniature" and changed.num_steps is None:
         raise ValueError(f"{changed.base_model} has no real rows to train on: use the profile scale, or another base.")
     check_prompt_style(changed.prompt_style)
     return changed
+
+
+def _check_training(changed: Profile) -> None:
+    if changed.rank < 1:
+        raise ValueError(f"rank is at least 1, not {changed.rank}.")
+    if changed.calibration_rows is not None and changed.calibration_rows < changed.batch_size:
+        raise ValueError(f"calibration_rows is at least a batch of {changed.batch_size}, or left out.")
+    for name, rate in changed.learning_rates:
+        method(name)
+        if not rate > 0:
+            raise ValueError(f"The learning rate of {name} is a positive number, not {rate}.")
 
 
 def _check_merges(changed: Profile, base: BaseModel) -> None:
@@ -176,6 +190,8 @@ def train_config(
     """The training of one adapter; in continual learning of the second domain as well. `num_rows` as `data_config`."""
     base, row = base_of(profile), METHODS[method_name]
     limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
+    rate = dict(profile.learning_rates).get(recipe_of(method_name), chosen.learning_rate)
+    is_usual = rate == chosen.learning_rate
     return TrainConfig(
         base_model=identity(profile.base_model, profile.models_dir),
         projections=base.projections,
@@ -183,7 +199,7 @@ def train_config(
         domain=domain_name,
         rank=profile.rank * RANK_FACTORS.get(method_name, 1),
         alpha=chosen.alpha,
-        learning_rate=chosen.learning_rate,
+        learning_rate=rate,
         num_epochs=DOMAINS[domain_name].num_epochs,
         batch_size=profile.batch_size,
         max_length=limits.max_length,
@@ -193,7 +209,11 @@ def train_config(
         dtype=profile.dtype or base.dtype,
         shared_a=row.shared_a,
         fresh_a=row.fresh_a,
-        variant=_named(mask_variant(profile) if row.mask_from else "", f"{num_rows} rows" if num_rows else ""),
+        variant=_named(
+            mask_variant(profile) if row.mask_from else "",
+            f"{num_rows} rows" if num_rows else "",
+            "" if is_usual else f"rate {rate:g}",
+        ),
     )
 
 

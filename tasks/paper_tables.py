@@ -1,6 +1,6 @@
 """The tables of the paper: which cells make a row, and which of their metrics its columns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -190,7 +190,7 @@ def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         made = group[0].adapter.metrics
         row["num_trainable"] = _num_trainable(group) if "num_trainable" in made else None
         if "update_norm" in made:
-            row["update_norm"] = f"{fmean(cell.adapter.metrics['update_norm'] for cell in group):.3f}"
+            row["update_norm"] = fmean(cell.adapter.metrics["update_norm"] for cell in group)
         found = [metric for metric in headlines if any(metric in metrics for metrics in seeds.values())]
         row |= {metric: _estimate(seeds, metric) for metric in metrics}
         rows.append({**row, "mean": _mean_estimate(seeds, found)})
@@ -204,11 +204,61 @@ def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     )
 
 
+def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
+    """Learning rates: a row a method and factor, with its scores on validation rows, and which one is chosen.
+
+    Safety counts as the mean of refusing what is harmful and helping with what is not. A choice at the edge of what
+    was tried may have a better one beyond it.
+    """
+    groups = _group(cells, "method", "factor")
+    rows: list[dict[str, Value]] = []
+    for (method, factor), group in groups.items():
+        by_seed = _group(group, "seed")
+        means = [
+            mean_of([_validation(each) for cell in of_seed for each in cell.scores]) for of_seed in by_seed.values()
+        ]
+        rates = dict.fromkeys(str(cell.row["rate"]) for cell in group)
+        row: dict[str, Value] = {"method": method, "factor": factor, "rate": ", ".join(rates)}
+        for (domain,), of_domain in _group(group, "domain").items():
+            row[f"{domain}/validation"] = _combined(_validation(each) for cell in of_domain for each in cell.scores)
+        rows.append({**row, "mean": _combined(means)})
+    for row in rows:
+        rivals = {float(str(r["factor"])): r["mean"] for r in rows if r["method"] == row["method"]}
+        factor = float(str(row["factor"]))
+        row["chosen"] = factor == max(rivals, key=lambda rival: _mean(rivals[rival]))
+        row["edge"] = bool(row["chosen"]) and len(rivals) > 1 and factor in (min(rivals), max(rivals))
+    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate"}
+    scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
+    columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
+    columns |= {"mean": "Mean on validation rows ↑", "chosen": "Chosen", "edge": "at the edge"}
+    return Table("Learning rates", columns, rows, [*map(_models, groups.values())])
+
+
+def _validation(scores: Handle) -> tuple[float, float]:
+    """A domain's score on validation rows and its standard error, in percent."""
+    found = {name.removeprefix("validation/"): value for name, value in scores.metrics.items()}
+    headline = DOMAINS[scores.config["domain"]].headline
+    score, error = found[headline], found[f"{headline}_se"]
+    if OVER_REFUSAL not in found:
+        return score, error
+    return mean_of([(score, error), (100 - found[OVER_REFUSAL], found[f"{OVER_REFUSAL}_se"])])
+
+
+def _combined(scores: Iterable[tuple[float, float]]) -> Estimate:
+    values, errors = zip(*scores, strict=True)
+    return combine(values, errors)
+
+
+def _mean(value: Value) -> float:
+    return value.mean if isinstance(value, Estimate) else 0.0
+
+
 TABLES: dict[str, Callable[[Sequence[Cell], Sequence[Cell]], Table]] = {
     "single": single_table,
     "merging": merging_table,
     "continual": continual_table,
     "ablations": ablations_table,
+    "sweep": sweep_table,
 }
 PAPER_TABLES = frozenset({"single", "merging", "continual"})  # all of them are a whole paper
 

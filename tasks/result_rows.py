@@ -61,12 +61,12 @@ def _labels(values: Mapping[str, Value]) -> dict[str, str]:
 
 
 def _metrics(values: Mapping[str, Value]) -> dict[str, float]:
-    """Percentages with their standard errors, and what is counted."""
+    """Percentages with their standard errors, and what is counted or measured; yes is 1, no is 0."""
     metrics: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Estimate):
             metrics |= {name: round(value.mean, DECIMALS), f"{name}_se": round(value.error, DECIMALS)}
-        elif isinstance(value, int):
+        elif isinstance(value, int | float):
             metrics[name] = float(value)
     return metrics
 

@@ -29,7 +29,7 @@ class Estimate:
         return self.ends or (max(0.0, self.mean - reach), min(100.0, self.mean + reach))
 
 
-Value = str | int | Estimate | Interval | None
+Value = str | bool | int | float | Estimate | Interval | None
 
 
 # By kind of value the columns that it has in a CSV, and what is there where it is missing
@@ -90,6 +90,10 @@ def _text(value: Value, most_seeds: int) -> str:
     if isinstance(value, Interval):
         ends = f"[{value.low:+.1f}, {value.high:+.1f}]" if math.isfinite(value.low) else "(no interval)"
         return f"{value.mean:+.1f} {ends}"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
     if isinstance(value, int):
         return f"{value:,}"
     return MISSING if value is None else value.replace("|", "\\|")

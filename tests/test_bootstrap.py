@@ -72,7 +72,7 @@ def ready(server: dict[str, str]) -> dict[str, str]:
     done = run_bootstrap(**server)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Work pool {DRIVER_POOL} (process): made" in done.stdout
-    assert "Deployments: 9 of prefect.yaml" in done.stdout
+    assert "Deployments: 10 of prefect.yaml" in done.stdout
     assert f"No worker is online for {GPU_POOL}: start one with `prefect worker start" in done.stdout
     return server
 

@@ -23,6 +23,7 @@ from flows.continual import continual
 from flows.full_paper import full_paper
 from flows.scout import scout
 from flows.study import begin
+from flows.sweep import sweep
 from lori.scoring import SCORERS
 from tasks import pool
 from tasks.steps import STEPS, local_runtime
@@ -94,7 +95,31 @@ def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_us
     (intervals,) = client.search_runs(
         [experiment.experiment_id], "tags.`lori.role` = 'intervals'", order_by=["start_time DESC"], max_results=1
     )
-    assert intervals.data.params["pairs"] == "['lori-s sparsity 0.8 − lori-s']"
+    assert intervals.data.params["pairs"] == "['lori-s sparsity 0.8 − lori-s sparsity 0.9']"
+
+
+def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
+    paper: dict[str, int], computed: Computed
+) -> None:
+    sweep(profile="smoke", domains=["nlu"], methods=["base", "lori-d"], factors=[0.5, 1])
+    assert computed() == [
+        "evaluate lori-d nlu  seed 0  rate 0.005  on nlu validation",
+        "train lori-d nlu  seed 0  rate 0.005",
+    ]
+    client = MlflowClient(local_runtime().tracking_uri)
+    experiment = client.get_experiment_by_name("lori")
+    assert experiment
+    results = client.search_runs([experiment.experiment_id], "tags.`lori.suite` = 'sweep'")
+    found = {run.data.params["rate"]: run.data.params for run in results}
+    assert {rate: params["factor"] for rate, params in found.items()} == {"0.005": "0.5", "0.01": "1"}
+    metrics = {run.data.params["rate"]: run.data.metrics for run in results}
+    (chosen,) = [measured["mean"] for measured in metrics.values() if measured["chosen"]]
+    assert chosen == max(measured["mean"] for measured in metrics.values())
+
+
+def test_a_sweep_without_validation_rows_is_refused(state_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no validation rows"):
+        sweep(profile="paper-smoke", base_model="scale")
 
 
 def test_a_wrong_setting_of_an_ablation_is_refused_before_anything_starts(state_dir: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_merge_of_the_ablations_has_a_norm_and_no_entries_that_train() -> None
     labels = {"method": "lora", "setting": "weight of concat", "value": "0.5", "seed": 0}
     made = Handle("adapter", "key", "merge", "merge", "models:/m-1", "0", {"update_norm": 3.25}, {})
     (row,) = ablations_table([Cell("ablations", labels, made, [scores("merge", "nlu", 70.0)])], []).rows
-    assert (row["num_trainable"], row["update_norm"]) == (None, "3.250")
+    assert (row["num_trainable"], row["update_norm"]) == (None, 3.25)
 
 
 def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cells: list[Cell]) -> None:
@@ -226,7 +226,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     files = tracking.fetch(sqlite_store.runtime, second)
     names = {"README.md", "index.html", "figures.html", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
-    tables += ("interference", "ablations")
+    tables += ("interference", "ablations", "sweep")
     names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()
