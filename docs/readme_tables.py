@@ -10,6 +10,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REPORT = "docs/scale-model-report"
+SECTIONS = (
+    "The paper's claims",
+    "One adapter per domain",
+    "Adapters of all domains merged into one",
+    "Continual learning",
+)
 BENCHMARKS = {
     "step": "A training step",
     "loop": "The whole loop",
@@ -23,11 +29,12 @@ BENCHMARKS = {
 
 
 def tables() -> str:
-    """What the report shows before it says how it was made."""
+    """The head of the report and those of its sections that are the paper's."""
     report = (ROOT / REPORT / "README.md").read_text()
-    body = report.partition("\n## How it was made")[0].partition("\n")[2].strip()
-    body = re.sub(r"\]\((\w+\.png)\)", rf"]({REPORT}/\1)", body)
-    return "\n" + body.replace("\n## ", "\n### ") + "\n\n"
+    head, *sections = report.split("\n## ")
+    chosen = [section for section in sections if section.partition("\n")[0] in SECTIONS]
+    body = "\n### ".join([head.partition("\n")[2], *chosen]).strip()
+    return "\n" + re.sub(r"\]\((\w+\.(png|html))\)", rf"]({REPORT}/\1)", body) + "\n\n"
 
 
 def benchmark_tables() -> str:

@@ -16,8 +16,8 @@ from tasks.beside_paper import paper_table
 from tasks.charts import charts_of, interference_heats, sparsity_heats
 from tasks.comparison import comparison_table, to_metrics
 from tasks.figures import draw_figures, draw_heats
-from tasks.interactive import to_page
 from tasks.interference_table import INTERFERENCE, Pairs, interference_table
+from tasks.matched import MATCHED, matched_table
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.result_rows import log_rows
@@ -43,7 +43,12 @@ CAPTIONS = {
 UNDER = {"sparsity": "interference"}  # a figure that has no table of its own: under whose heading it is
 FIGURES_PAGE, MASKED = "figures.html", "lori-s"
 FIGURES = f"All figures with their numbers under the pointer: [{FIGURES_PAGE}]({FIGURES_PAGE})."
-TOLD = {"claims": [VERDICT], "differences": [DIFFERENCES], "interference": [INTERFERENCE]}  # under a table's heading
+TOLD = {  # under a table's heading
+    "claims": [VERDICT],
+    "matched": [MATCHED],
+    "differences": [DIFFERENCES],
+    "interference": [INTERFERENCE],
+}
 COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
@@ -94,6 +99,7 @@ def write_report(
     log_rows(tables, about, runtime)
     tables = {name: with_intervals(name, table, analyses.intervals) for name, table in tables.items()}
     tables = {"claims": verdict_table(analyses.intervals), **tables}
+    tables["matched"] = matched_table(tables["ablations"])
     tables["differences"] = differences_table(analyses.intervals)
     tables["interference"] = interference_table(analyses.pairs)
     tables["paper"] = paper_table(tables)
@@ -120,6 +126,8 @@ def _draw(tables: Mapping[str, Table], pairs: Pairs, directory: Path) -> dict[st
     }
     titles = {name: table.title for name, table in tables.items()} | {"sparsity": f"Sparsity of {MASKED}'s masks"}
     if charts or heats:
+        from tasks.interactive import to_page  # bokeh takes a second to import, and who plans needs none
+
         (directory / FIGURES_PAGE).write_text(to_page(titles, charts, heats))
     return draw_figures(charts, directory) | draw_heats(heats, directory)
 

@@ -13,7 +13,16 @@ from peft.optimizers import create_lorafa_optimizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lori.adaptation import apply_adapter, attach, attach_trained, load_adapter, num_trainable, save_adapter, sparsify
+from lori.adaptation import (
+    apply_adapter,
+    attach,
+    attach_trained,
+    load_adapter,
+    num_trainable,
+    reset_b,
+    save_adapter,
+    sparsify,
+)
 from lori.adapters import open_adapter
 from lori.attached import lora_layers
 from lori.compact import save_compact
@@ -192,6 +201,19 @@ def test_continual_learning_goes_on_from_what_was_trained(name, tmp_path):
     assert (logits(second) - logits(first)).abs().max() > 1e-2
     save_adapter(second, tmp_path / "second", config_of(name))
     assert_same_function(apply_adapter(base(), tmp_path / "second"), second)
+
+
+def test_a_trained_a_is_taken_over_frozen_and_its_b_is_not(tmp_path):
+    lora = saved("lora", tmp_path)
+    model = reset_b(attach_trained(base(), tmp_path, config_of("lori-s-trained-a")))
+    assert torch.equal(logits(model), logits(base()))
+    bs = {module: layer.lora_B["default"].weight for module, layer in lora_layers(model).items()}
+    sparsify(model, {module: torch.arange(b.numel()).view(b.shape) % 3 == 0 for module, b in bs.items()})
+    fit(model, "lori-s-trained-a")
+    for module, layer in lora_layers(model).items():
+        assert torch.equal(layer.lora_A["default"].weight, lora_layers(lora)[module].lora_A["default"].weight)
+        assert layer.lora_B["default"].rest is None  # zeros outside the mask: nothing of LoRA's B is left
+    assert not torch.equal(logits(model), logits(base()))
 
 
 @pytest.mark.parametrize(("first", "second"), [("vera", "lora"), ("lora", "ia3"), ("shira", "vera")])

@@ -11,6 +11,7 @@ from test_merging import make_adapter, products, written
 
 from lori.interference import Overlap, compare_adapters, compare_masks, measure_pair, whole_cosine, whole_overlap
 from lori.layer import projection_a
+from lori.parts import update_norm
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -46,6 +47,12 @@ def test_cosine_and_norms_are_those_of_the_dense_updates(pair: tuple[Path, Path]
         assert [math.sqrt(norm) for norm in similarity.squared_norms] == pytest.approx(norms, rel=1e-6)
     flat = [torch.cat([dense[module].flatten() for module in found]) for dense in (one, other)]
     assert whole_cosine(found) == pytest.approx(float(flat[0] @ flat[1] / flat[0].norm() / flat[1].norm()), abs=1e-6)
+
+
+def test_the_norm_of_an_update_is_that_of_its_dense_matrices_together(pair: tuple[Path, Path]) -> None:
+    for directory in pair:
+        dense = torch.cat([update.flatten() for update in products(directory).values()])
+        assert update_norm(directory) == pytest.approx(float(dense.norm()), rel=1e-6)
 
 
 def test_alignment_is_that_of_the_projections_onto_both_row_spaces(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -192,6 +192,17 @@ def test_an_adapters_files_are_enough_for_its_mask(tmp_path, scope, dtype):
     assert same(extract_masks(tmp_path / "adapter", config), magnitude_masks(BS, config))
 
 
+def test_a_disjoint_mask_keeps_the_largest_of_what_the_other_leaves(tmp_path):
+    save_bs(tmp_path, torch.float32)
+    first = extract_masks(tmp_path, MaskConfig(0.75, "model"))
+    second = extract_masks(tmp_path, MaskConfig(0.75, "model"), excluded=first)
+    assert (kept(first), kept(second)) == ({9.0, 8.0, 7.0, 6.0}, {5.0, 1.1, 1.0, 0.9})
+    with pytest.raises(ValueError, match=r"too few entries that train outside the other mask: take a higher sparsity"):
+        extract_masks(tmp_path, MaskConfig(0.1, "model"), excluded=first)  # 14 of 16, of which 12 are left
+    with pytest.raises(ValueError, match="not of one adapter"):
+        extract_masks(tmp_path, MaskConfig(0.75, "model"), excluded={})
+
+
 def test_a_mask_of_no_adapter_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
         extract_masks(tmp_path, MaskConfig(0.9, "model"))

@@ -8,7 +8,7 @@ from rows import real_data_dir
 from lori.domains import DOMAINS
 from lori.methods import METHODS
 from lori.profiles import CONTROLS
-from lori.recipes import data_config, eval_config, merge_config, profile, train_config
+from lori.recipes import data_config, eval_config, mask_config, merge_config, profile, train_config
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,20 @@ def test_a_control_differs_in_one_thing_and_takes_over_the_numbers(name):
         same = replace(config, method=other.method, shared_a=False, fresh_a=False)
         assert same == other
         assert merge_config(chosen, name, "concat", 0) == merge_config(chosen, row.control_of, "concat", 0)
+
+
+def test_what_departs_from_the_recipe_is_named_so_that_it_is_taken_for_nothing_else():
+    usual = profile("scale")
+    assert not any(train_config(usual, name, "math", 0).variant for name in usual.methods)
+    changed = profile("scale", sparsity=0.5, calibration_rows=48, learning_rates={"lora": 0.001, "lori-s": 0.04})
+    named = {name: train_config(changed, name, "math", 0).variant for name in ("lora", "lori-d", "lori-s")}
+    assert named == {"lora": "rate 0.001", "lori-d": "", "lori-s": "sparsity 0.5 calibration 48"}
+    assert mask_config(changed).variant == "sparsity 0.5 calibration 48"
+    assert train_config(usual, "lora", "math", 0, 96).variant == "96 rows"
+    assert data_config(usual, "math", "train", 96).num_rows == 96
+    weighted = profile("scale", weights=[0.5] * 4, match_norms=True)
+    assert merge_config(weighted, "lora", "concat", 0).variant == "weights 0.5 norms matched"
+    assert merge_config(usual, "lora", "concat", 0).variant == ""
 
 
 def test_the_controls_are_all_of_them():

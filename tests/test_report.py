@@ -20,6 +20,7 @@ from tasks import figures, tracking
 from tasks.beside_paper import paper_table
 from tasks.charts import by_module, charts_of, interference_heats, sparsity_heats
 from tasks.interference_table import Pairs
+from tasks.matched import matched_table
 from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table
 from tasks.report import Analyses, Cell, write_report
 from tasks.report_html import to_html
@@ -211,6 +212,24 @@ def test_continual_learning_on_fewer_rows_is_drawn_as_what_is_kept_over_what_is_
     assert [(place, value.mean) for place, value in chart.series[0].points] == [(40.0, 90.0), (60.0, 80.0)]
 
 
+def test_what_is_kept_is_compared_where_all_have_learned_as_much() -> None:
+    measured = {"lora": ((20.0, 90.0), (60.0, 70.0)), "lori-s": ((30.0, 95.0), (40.0, 85.0)), "full": ((50.0, 9.0),)}
+    rows = [
+        {
+            "method": method,
+            "setting": "safety → math, rows",
+            "safety/refusal_rate": Estimate(kept, 1.0, 1),
+            "math/accuracy": Estimate(learned, 1.0, 1),
+        }
+        for method, points in measured.items()
+        for learned, kept in points
+    ]
+    (row,) = matched_table(Table("", {}, rows)).rows
+    # all reach 40, where LoRA's line from (20, 90) to (60, 70) is at 80; the third has gone past it
+    assert row == {"domains": "safety → math", "reached": "40.0", "lora": "80.0", "lori-s": "85.0", "full": None}
+    assert matched_table(Table("", {}, [{"method": "lora", "setting": "rank"}])).rows == []
+
+
 def test_a_merge_of_the_ablations_has_a_norm_and_no_entries_that_train() -> None:
     labels = {"method": "lora", "setting": "weight of concat", "value": "0.5", "seed": 0}
     made = Handle("adapter", "key", "merge", "merge", "models:/m-1", "0", {"update_norm": 3.25}, {})
@@ -226,7 +245,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     files = tracking.fetch(sqlite_store.runtime, second)
     names = {"README.md", "index.html", "figures.html", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
-    tables += ("interference", "ablations", "sweep")
+    tables += ("interference", "ablations", "sweep", "matched")
     names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()

@@ -99,7 +99,8 @@ def _inputs(cell: PlannedCell, kind: type) -> list[PlannedCell]:
 
 def _adapter(cell: PlannedCell, study: Study) -> Adapter:
     mask = next((given.config for given in _inputs(cell, MaskConfig)), None)
-    return adapter_of(cell.config, study.sizes, mask, continues=bool(_inputs(cell, TrainConfig)))
+    own = any(given.config.method == cell.config.method for given in _inputs(cell, TrainConfig))  # else it gives its A
+    return adapter_of(cell.config, study.sizes, mask, continues=own)
 
 
 def _dataset(cell: PlannedCell, study: Study, place: Place) -> PlanRow:  # noqa: ARG001

@@ -1,0 +1,90 @@
+"""The flow of the claims as a process: interrupted, it goes on where it stopped and reports all that was asked."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "flows.claims", "--profile", "smoke", "-p", "seeds=[0]"]
+LINE = re.compile(r"^\[(\d+)/(\d+)\] (.*?)  (cached|[\d.]+ s)$")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("claims")
+
+
+def start(home: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "LORI_DIR": str(home), "LORI_EXECUTOR": "pool", "PYTHONPATH": str(ROOT)}
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "PREFECT_RESULTS_LOCAL_STORAGE_PATH"):
+        environment.pop(name, None)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(COMMAND, cwd=home, env=environment, **pipes)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.fixture(scope="module")
+def interrupted(home: Path) -> set[str]:
+    """The titles of what was computed before Ctrl-C."""
+    process, computed = start(home), set()
+    assert process.stdout
+    for line in process.stdout:
+        if found := LINE.match(line):
+            computed.add(found[3])
+        if len(computed) == 60:
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) != 0
+    return computed
+
+
+@pytest.fixture(scope="module")
+def resumed(home: Path, interrupted: set[str]) -> dict[str, str]:
+    """By title `cached` or the seconds that it took."""
+    output, _ = start(home).communicate(timeout=600)
+    (report,) = re.findall(r"^Report:  (.*)index\.html$", output, re.MULTILINE)
+    (home / "report").symlink_to(report)
+    return {found[3]: found[4] for line in output.splitlines() if (found := LINE.match(line))}
+
+
+def test_what_was_done_before_an_interruption_is_not_computed_again(
+    interrupted: set[str], resumed: dict[str, str]
+) -> None:
+    assert interrupted < resumed.keys()
+    assert {resumed[title] for title in interrupted} == {"cached"}
+    assert any(took != "cached" for took in resumed.values())
+
+
+def test_nothing_is_in_mlflow_twice(home: Path, resumed: dict[str, str]) -> None:
+    client = MlflowClient(f"sqlite:///{home}/local/mlflow.db")
+    experiment = client.get_experiment_by_name("lori")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id], max_results=5000)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert set(Counter(run.data.tags["lori.key"] for run in runs).values()) == {1}
+
+
+def test_the_report_has_every_part(home: Path, resumed: dict[str, str]) -> None:
+    text = (home / "report" / "README.md").read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "The paper's claims",
+        "One adapter per domain",
+        "Adapters of all domains merged into one",
+        "Continual learning",
+        "One setting changed at a time",
+        "First domain kept at matched accuracy on the new one",
+        "Differences, with 95 % intervals",
+        "Interference between domains",
+        "Beside the paper's own figures",
+        "How it was made",
+    ]
+    verdicts = re.findall(r"^\| (?!Claim|:)(?:[^|]*) \| ([^|]*) \|.*> ", text, re.MULTILINE)
+    assert set(verdicts) == {"cannot tell"}  # of one seed
+    pictures = set(re.findall(r"\]\((\w+\.png)\)", text))
+    assert {"claims.png", "ablations.png", "interference.png", "sparsity.png"} <= pictures
+    assert all((home / "report" / name).stat().st_size > 5000 for name in [*pictures, "figures.html"])
