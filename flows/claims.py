@@ -6,9 +6,11 @@ if __name__ == "__main__":
     use_local_stores()  # before Prefect is imported and reads its settings
 
 from dataclasses import replace
+from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from pydantic import Field
 
 from flows.ablate import MASKED, check_ablations, continual_ablations, mask_ablations, merge_ablations
 from flows.adapt import single_domain
@@ -20,16 +22,19 @@ from lori.claims import MIN_SEEDS
 from lori.config import Hardware
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
 
+Positive = Annotated[int, Field(ge=1)]
+
 
 def claimed(study: Study) -> Study:
     """Merges of the methods alone that the claims are about, those that learn continually."""
     return replace(study, profile=replace(study.profile, merged=study.profile.continual_methods))
 
 
-def controls(study: Study) -> list[Row]:
+def controls(study: Study, num_seeds: int | None) -> list[Row]:
     """Methods that differ in one thing from the paper's: alone, merged by concat, or in continual learning."""
+    seeds = study.profile.seeds[:num_seeds]
     # No validation: it chooses what the registry calls the best, which is none of these
-    profile = replace(study.profile, **CONTROLS, merge_methods=("concat",), num_validation=None)
+    profile = replace(study.profile, **CONTROLS, merge_methods=("concat",), num_validation=None, seeds=seeds)
     varied = replace(study, profile=profile)
     return [*single_domain(varied), *merging(varied), *continual_learning(varied)]
 
@@ -51,7 +56,8 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     base_model: str | None = None,
     seeds: list[int] | None = None,
     learning_rates: dict[str, float] | None = None,
-    num_ablation_seeds: int = 1,
+    num_control_seeds: Positive | None = None,
+    num_ablation_seeds: Positive = 1,
     prompt_style: str | None = None,
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
@@ -66,6 +72,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
         seeds: One table row is the mean over these; 0 to 4 where left out, as fewer decide no claim.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
+        num_control_seeds: Of how many of these seeds the controls are; all where left out.
         num_ablation_seeds: Of how many of these seeds the ablations are.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
@@ -84,7 +91,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         single_domain,
         merging,
         continual_learning,
-        controls,
+        lambda study: controls(study, num_control_seeds),
         lambda study: ablations(study, num_ablation_seeds),
     )
 

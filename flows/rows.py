@@ -36,11 +36,11 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     """
     places = list(dict.fromkeys(place for row in rows for place in _places(row)))
     domain_of = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
-    measured: dict[str, set[tuple[str, int]]] = {}  # by row: a pair is of the same domains and seeds
+    measured: dict[str, dict[str, set[int]]] = {}  # by row and domain the seeds
     for name, seed, score in places:
-        measured.setdefault(name, set()).add((domain_of[score], seed))
+        measured.setdefault(name, {}).setdefault(domain_of[score], set()).add(seed)
     asked = dict.fromkeys([*_pairs([*measured]), *_unusual(rows)])
-    pairs = [f"{one}{MINUS}{other}" for one, other in asked if measured[one] == measured.get(other)]
+    pairs = [f"{one}{MINUS}{other}" for one, other in asked if _are_comparable(measured[one], measured.get(other, {}))]
     if not pairs:
         return None
     tests = {
@@ -54,6 +54,12 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     )
     datasets = [tests[domain] for domain in dict.fromkeys(domains)]
     return compare_rows(cells, config, scores=[score for *_, score in places], datasets=datasets)
+
+
+def _are_comparable(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) -> bool:
+    """Whether both are of the same domains, all of which share the same seeds."""
+    shared = {frozenset(one[domain] & other[domain]) for domain in one if domain in other}
+    return one.keys() == other.keys() and len(shared) == 1 and bool(*shared)
 
 
 def _places(row: Row) -> Iterator[tuple[str, int, Future]]:

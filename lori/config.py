@@ -126,7 +126,8 @@ class CompareConfig:
     """Scores of several rows of a table, with intervals, and the differences between rows (`lori/stats.py`).
 
     `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; within a row, scores of one
-    domain and seed are averaged item by item. `pairs` are rows to compare, `<row> − <row>` each.
+    domain and seed are averaged item by item. `pairs` are rows to compare, `<row> − <row>` each, at the seeds that
+    both have.
     """
 
     rows: tuple[str, ...]

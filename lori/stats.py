@@ -120,6 +120,23 @@ def difference(one: Outcomes, other: Outcomes) -> Outcomes:
     return _combined(one, other, lambda one, other: one - other)
 
 
+def at_shared_seeds(one: Outcomes, other: Outcomes) -> tuple[Outcomes, Outcomes]:
+    """Both, of the seeds that both have.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    seeds = tuple(seed for seed in one.seeds if seed in other.seeds)
+    if not seeds:
+        raise ValueError(f"No pairs: seeds {one.seeds} and {other.seeds} have none in common.")
+
+    def of_seeds(outcomes: Outcomes) -> Outcomes:
+        places = [outcomes.seeds.index(seed) for seed in seeds]
+        return Outcomes(seeds, tuple(replace(s, sums=s.sums[places]) for s in outcomes.strata))
+
+    return of_seeds(one), of_seeds(other)
+
+
 def _combined(one: Outcomes, other: Outcomes, operation: Callable[[Any, Any], Any]) -> Outcomes:
     pairs = list(zip(one.strata, other.strata, strict=False))
     same = len(one.strata) == len(other.strata) and all(np.array_equal(s.sizes, t.sizes) for s, t in pairs)
@@ -177,7 +194,7 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
     `outcomes` are of one seed each, in the order of `config.rows`.
 
     Raises:
-        ValueError: if two rows of a pair, or two domains of a row, were not measured with the same seeds.
+        ValueError: if two rows of a pair have no seed in common, or two domains of a row other seeds.
     """
     rows: dict[str, dict[str, Outcomes]] = {}
     for row in dict.fromkeys(config.rows):
@@ -192,7 +209,7 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
         }
     for pair in config.pairs:
         one, other = (rows[row] for row in pair.split(MINUS))
-        rows[pair] = {domain: difference(one[domain], other[domain]) for domain in one}
+        rows[pair] = {domain: difference(*at_shared_seeds(one[domain], other[domain])) for domain in one}
     return {
         name: {
             domain: interval(each, num_resamples=config.num_resamples)

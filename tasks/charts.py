@@ -42,14 +42,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class Heat:
-    """`values` by layer and projection; `label` says what and in which unit, `top` is the end of the colours."""
+    """`values` by layer and projection; `label` says what and in which unit, `ends` are those of the colours."""
 
     title: str
     label: str
     values: np.ndarray
     layers: Sequence[str]
     projections: Sequence[str]
-    top: float
+    ends: tuple[float, float]
 
 
 def charts_of(tables: Mapping[str, Table]) -> dict[str, list[Chart]]:
@@ -154,7 +154,16 @@ def interference_heats(pairs: Pairs) -> list[Heat]:
     maps = {method: by_module(found, lambda module: abs(module["cosine"])) for method, found in pairs.items()}
     top = max((np.nanmax(values) for values, *_ in maps.values()), default=1.0) or 1.0
     label = "|cosine of ΔW|, mean over pairs of domains"
-    return [Heat(method, label, *found, top=float(top)) for method, found in maps.items()]
+    return [Heat(method, label, *found, ends=(0.0, float(top))) for method, found in maps.items()]
+
+
+def overlap_heats(pairs: Pairs) -> list[Heat]:
+    """How far two domains' masks overlap beyond chance, a panel a method that has masks."""
+    masked = {method: found for method, found in pairs.items() if found[0]["overlap"] is not None}
+    maps = {method: by_module(found, lambda module: module["z"]) for method, found in masked.items()}
+    top = max((float(np.nanmax(np.abs(values))) for values, *_ in maps.values()), default=1.0) or 1.0
+    label = "overlap of masks, standard deviations above chance"
+    return [Heat(method, label, *found, ends=(-top, top)) for method, found in maps.items()]
 
 
 def sparsity_heats(pairs: Pairs, method: str) -> list[Heat]:
@@ -170,7 +179,7 @@ def sparsity_heats(pairs: Pairs, method: str) -> list[Heat]:
             for pair, side in zip(of_domain, sides, strict=True)
         ]
         values = by_module(modules, lambda module: 100 * (1 - module["kept"]))
-        heats.append(Heat(domain, f"zeros in {method}'s masks, percent", *values, top=100.0))
+        heats.append(Heat(domain, f"zeros in {method}'s masks, percent", *values, ends=(0.0, 100.0)))
     return heats
 
 

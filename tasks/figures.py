@@ -97,7 +97,7 @@ def draw_heats(heats: Mapping[str, Sequence[Heat]], directory: Path) -> dict[str
             figure = Figure((2.2 + 2.3 * columns, 3.0 * rows), layout="constrained")
             every = figure.subplots(rows, columns, squeeze=False).flatten()
             for axes, heat in zip(every, panels, strict=False):
-                axes.imshow(heat.values, cmap="viridis", vmin=0.0, vmax=heat.top, aspect="auto")
+                axes.imshow(heat.values, cmap="viridis", vmin=heat.ends[0], vmax=heat.ends[1], aspect="auto")
                 axes.set_title(heat.title, loc="left")
                 axes.set_xticks(range(len(heat.projections)), heat.projections, rotation=60, ha="right", fontsize=7)
                 axes.set_yticks(range(len(heat.layers)), heat.layers)

@@ -107,7 +107,7 @@ def _heat(heat: Heat) -> Any:
         tooltips=[("layer", "@layer"), ("", "@projection"), ("value", "@value")],
     )
     source = ColumnDataSource({"projection": projections, "layer": layers, "value": values})
-    colours = linear_cmap("value", Viridis256, 0.0, heat.top)
+    colours = linear_cmap("value", Viridis256, *heat.ends)
     drawn = plot.rect(x="projection", y="layer", width=1, height=1, source=source, color=colours)
     plot.add_layout(drawn.construct_color_bar(width=8), "right")
     plot.xaxis.major_label_orientation = 1.0

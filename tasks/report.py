@@ -13,7 +13,7 @@ from lori.intervals import Intervals
 from lori.profiles import PLACES, Profile
 from tasks import tracking
 from tasks.beside_paper import paper_table
-from tasks.charts import charts_of, interference_heats, sparsity_heats
+from tasks.charts import Heat, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.comparison import comparison_table, to_metrics
 from tasks.figures import draw_figures, draw_heats
 from tasks.interference_table import INTERFERENCE, Pairs, interference_table
@@ -38,9 +38,11 @@ over the new domains."""
 CAPTIONS = {
     "claims": "The paper's figure 1 with the numbers of here, and 95 % intervals",
     "interference": "|cosine of ΔW| by layer and projection",
+    "overlap": "Overlap of masks by layer and projection, beyond chance",
     "sparsity": "Sparsity by layer and projection, the paper's figure 3",
 }
-UNDER = {"sparsity": "interference"}  # a figure that has no table of its own: under whose heading it is
+# Figures without a table of their own, and under whose heading they are
+UNDER = {"overlap": "interference", "sparsity": "interference"}
 FIGURES_PAGE, MASKED = "figures.html", "lori-s"
 FIGURES = f"All figures with their numbers under the pointer: [{FIGURES_PAGE}]({FIGURES_PAGE})."
 TOLD = {  # under a table's heading
@@ -120,11 +122,14 @@ def write_report(
 
 def _draw(tables: Mapping[str, Table], pairs: Pairs, directory: Path) -> dict[str, str]:
     """Pictures of the tables, by the table under whose heading they belong, and all of them on an interactive page."""
-    charts, sparsity = charts_of(tables), sparsity_heats(pairs, MASKED)
-    heats = {
-        name: maps for name, maps in (("interference", interference_heats(pairs)), ("sparsity", sparsity)) if maps
+    charts = charts_of(tables)
+    heats: dict[str, Sequence[Heat]] = {
+        "interference": interference_heats(pairs),
+        "overlap": overlap_heats(pairs),
+        "sparsity": sparsity_heats(pairs, MASKED),
     }
-    titles = {name: table.title for name, table in tables.items()} | {"sparsity": f"Sparsity of {MASKED}'s masks"}
+    heats = {name: maps for name, maps in heats.items() if maps}
+    titles = {name: table.title for name, table in tables.items()} | {name: CAPTIONS[name] for name in UNDER}
     if charts or heats:
         from tasks.interactive import to_page  # bokeh takes a second to import, and who plans needs none
 

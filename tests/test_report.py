@@ -18,7 +18,7 @@ from lori.config import Handle
 from lori.intervals import MINUS, Interval, Intervals, from_metrics, to_metrics
 from tasks import figures, tracking
 from tasks.beside_paper import paper_table
-from tasks.charts import by_module, charts_of, interference_heats, sparsity_heats
+from tasks.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.interference_table import Pairs
 from tasks.matched import matched_table
 from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table
@@ -336,7 +336,11 @@ def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
 
 def pair_of(domains: list[str], cosine: float, overlap: float | None) -> dict[str, Any]:
     modules = {
-        f"model.layers.{layer}.{name}": {"cosine": sign * cosine, "kept": [0.1, 0.2] if overlap else None}
+        f"model.layers.{layer}.{name}": {
+            "cosine": sign * cosine,
+            "kept": [0.1, 0.2] if overlap else None,
+            "z": sign * 3.0 if overlap else None,
+        }
         for layer, name, sign in ((1, "q_proj", 1), (0, "q_proj", -1), (10, "mlp.up_proj", 0))
     }
     return {
@@ -377,6 +381,9 @@ def test_the_sparsity_of_a_domain_is_that_of_its_own_side_of_each_pair() -> None
     assert sparsity == pytest.approx({"nlu": 90.0, "math": 85.0, "code": 80.0})  # math keeps 0.2 and 0.1
     assert sparsity_heats({"lori-s": [pair_of(["nlu", "math"], 0.1, None)]}, "lori-s") == []
     assert interference_heats({}) == []
+    (overlap,) = overlap_heats({**pairs, "lora": [pair_of(["nlu", "math"], 0.1, None)]})  # which has no masks
+    assert (overlap.title, overlap.ends) == ("lori-s", (-3.0, 3.0))
+    assert overlap.values[:2, 0].tolist() == [-3.0, 3.0]
 
 
 def found(low: float, high: float, num_seeds: int = 5) -> Interval:

@@ -172,6 +172,17 @@ def test_rows_and_pairs_of_a_table_are_compared_by_domain_and_over_domains() -> 
     assert all(each.num_seeds == 2 for by_domain in found.values() for each in by_domain.values())
 
 
+def test_a_pair_is_compared_at_the_seeds_that_both_have() -> None:
+    a, b = coin_flips(3, (3, 100)), coin_flips(4, (2, 100))
+    measured = [single_seed(a[seed], seed) for seed in (0, 1, 2)] + [
+        single_seed(b[place], 2 - place) for place in (0, 1)
+    ]
+    names, seeds = [*"aaabb"], [0, 1, 2, 2, 1]
+    config = compare_config(rows=names, domains=["nlu"] * 5, seeds=seeds, pairs=["b − a"])
+    found = compare(config, measured)["b − a"]["nlu"]
+    assert (found.num_seeds, found.mean) == (2, pytest.approx(b.mean() - a[1:].mean()))
+
+
 def test_a_pair_of_other_seeds_is_refused() -> None:
     config = compare_config(rows=["a", "b"], domains=["nlu", "nlu"], seeds=[0, 1], pairs=["a − b"])
     scores = coin_flips(0, (50,))
