@@ -146,24 +146,15 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     asked = {"sparsity": sparsities, "scope": scopes, "rank": ranks, "calibration_rows": calibration_rows}
     given = {name: ABLATIONS[name] if values is None else values for name, values in asked.items()}
     study = begin(profile, **place, **overrides)
-    check_ablations(profile, given)
+    for name, values in given.items():
+        for value in values:
+            recipes.profile(profile, **{name: value})  # a wrong one is refused before any time is spent
     return carry_out(
         study,
         lambda study: mask_ablations(_with(study, methods=MASKED), given),
         lambda study: merge_ablations(study, MERGE_CURVE if weights is None else [float(each) for each in weights]),
         lambda study: continual_ablations(study, CONTINUAL_ROWS if continual_rows is None else continual_rows),
     )
-
-
-def check_ablations(profile: str, settings: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse a wrong value before any time is spent.
-
-    Raises:
-        ValueError: as `recipes.profile`.
-    """
-    for name, values in settings.items():
-        for value in values:
-            recipes.profile(profile, **{name: value})
 
 
 if __name__ == "__main__":

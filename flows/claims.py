@@ -1,4 +1,4 @@
-"""The paper's claims put to the test: all of its tables over several seeds, with controls and ablations."""
+"""The paper's claims put to the test: all of its tables over several seeds, with controls beside them."""
 
 if __name__ == "__main__":
     from flows.local import use_local_stores
@@ -12,7 +12,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from flows.ablate import MASKED, check_ablations, continual_ablations, mask_ablations, merge_ablations
 from flows.adapt import single_domain
 from flows.continual import continual_learning
 from flows.merge import merging
@@ -20,7 +19,7 @@ from flows.rows import Row
 from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori.claims import MIN_SEEDS
 from lori.config import Hardware
-from lori.profiles import ABLATIONS, CONTINUAL_ROWS, CONTROLS, MERGE_CURVE
+from lori.profiles import CONTROLS
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -39,17 +38,6 @@ def controls(study: Study, num_seeds: int | None) -> list[Row]:
     return [*single_domain(varied), *merging(varied), *continual_learning(varied)]
 
 
-def ablations(study: Study, num_seeds: int) -> list[Row]:
-    """Of the first seeds: all that `ablate` tries, on the methods that the claims name."""
-    profile = replace(study.profile, seeds=study.profile.seeds[:num_seeds])
-    masked, others = (replace(study, profile=each) for each in (replace(profile, methods=MASKED), profile))
-    return [
-        *mask_ablations(masked, ABLATIONS),
-        *merge_ablations(others, MERGE_CURVE),
-        *continual_ablations(others, CONTINUAL_ROWS),
-    ]
-
-
 @flow(name="claims", flow_run_name=run_name, task_runner=THREADS)
 def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     profile: str = "scale",
@@ -57,7 +45,6 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     seeds: list[int] | None = None,
     learning_rates: dict[str, float] | None = None,
     num_control_seeds: Positive | None = None,
-    num_ablation_seeds: Positive = 1,
     prompt_style: str | None = None,
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
@@ -65,7 +52,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     refresh: list[str] | None = None,
     plan_only: bool = False,
 ) -> State:
-    """Every table of the paper over several seeds, controls and ablations: the report says which claim holds, and why.
+    """Every table of the paper over several seeds, with controls: the report says which claim holds, and why.
 
     Args:
         profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
@@ -73,7 +60,6 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         seeds: One table row is the mean over these; 0 to 4 where left out, as fewer decide no claim.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
         num_control_seeds: Of how many of these seeds the controls are; all where left out.
-        num_ablation_seeds: Of how many of these seeds the ablations are.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
@@ -85,14 +71,12 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
     study = claimed(begin(profile, **place, **overrides, learning_rates=learning_rates))
-    check_ablations(profile, ABLATIONS)
     return carry_out(
         study,
         single_domain,
         merging,
         continual_learning,
         lambda study: controls(study, num_control_seeds),
-        lambda study: ablations(study, num_ablation_seeds),
     )
 
 

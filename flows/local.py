@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ def main(flow: "Flow[..., Any]") -> None:
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="VALUE: JSON or text")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
+    # Without a handler a termination would be no exit, and Prefect's own server would be left running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         flow(profile=options.profile, **dict(map(_parameter, options.param)))
     except (ValueError, RuntimeError, PrefectException) as error:
