@@ -16,7 +16,8 @@ from tasks.tables import Estimate, Table, Value
 VERDICT = f"""\
 A claim is judged by rules that were fixed before the run (`lori/claims.py`): a difference of means over domains and
 its 95 % interval over seeds and test questions, paired by both. With fewer than {MIN_SEEDS} seeds nothing is
-decided."""
+decided. Under a claim, with no rule, is what tells why: a control less what it controls, which differs from it in one
+thing."""
 
 
 INTERVALS = "intervals.json"
@@ -41,6 +42,7 @@ def verdict_table(intervals: Intervals) -> Table:
         "pair": "Compared",
         "difference": "Difference, points",
         "needed": "Needed",
+        "rule": "So it",
         "seeds": "Seeds",
     }
     return Table("The paper's claims", columns, rows)
@@ -53,6 +55,7 @@ def _row(text: str, verdict: str, finding: Finding) -> dict[str, Value]:
         "pair": finding.rule.pair,
         "difference": finding.interval,
         "needed": f"> {finding.rule.threshold:g}",
+        "rule": finding.verdict,
         "seeds": finding.interval.num_seeds if finding.interval else None,
     }
 
@@ -61,8 +64,8 @@ def _control(pair: str, interval: Interval) -> dict[str, Value]:
     """Not judged: whether 0 lies within its interval is what it says."""
     is_known = math.isfinite(interval.low)
     differs = "differs" if interval.low > 0 or interval.high < 0 else "no difference seen" if is_known else OPEN
-    told = {"verdict": differs, "pair": pair, "difference": interval, "needed": "", "seeds": interval.num_seeds}
-    return {"claim": "– why:", **told}
+    told = {"pair": pair, "difference": interval, "needed": "", "rule": differs, "seeds": interval.num_seeds}
+    return {"claim": "– why", "verdict": "", **told}
 
 
 def with_intervals(name: str, table: Table, intervals: Intervals) -> Table:

@@ -305,8 +305,10 @@ def test_cells_csv_has_every_metric_of_every_seed(sqlite_store: Store, cells: li
 
 INTERVALS = {
     "lori-d": {"nlu": Interval(85.0, 82.0, 88.0, 5), "mean": Interval(85.0, 82.0, 88.0, 5)},
-    "lori-d − lora": {"nlu": Interval(1.0, -0.5, 2.5, 5), "mean": Interval(1.0, -0.5, 2.5, 5)},
+    "lori-d − lora": {"nlu": Interval(1.0, -1.5, 2.5, 5), "mean": Interval(1.0, -1.5, 2.5, 5)},
     "lori-s − lora": {"nlu": Interval(3.0, 1.0, 5.0, 5), "mean": Interval(3.0, 1.0, 5.0, 5)},
+    "lori-s-fresh-a − lori-s": {"mean": Interval(-4.0, -6.0, -2.0, 2)},
+    "lori-s-trained-a − lori-s": {"mean": Interval(-1.0, -3.0, 1.0, 2)},
     "lori-s kept − lora kept": {"safety": Interval(9.0, 2.0, 16.0, 4), "mean": Interval(9.0, 2.0, 16.0, 4)},
 }
 
@@ -319,16 +321,18 @@ def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
     assert headings[0] == "## The paper's claims"
     claims = [line for line in markdown.splitlines() if "| > " in line]
     assert [line.split(" | ")[1:] for line in claims] == [
-        ["holds", "lori-d − lora", "+1.0 [-0.5, +2.5]", "> -1", "5 |"],
-        ["holds", "lori-s − lora", "+3.0 [+1.0, +5.0]", "> -1", "5 |"],
-        ["cannot tell", "lori-s kept − lora kept", "+9.0 [+2.0, +16.0]", "> 0", "4 |"],  # four seeds are too few
+        ["cannot tell", "lori-d − lora", "+1.0 [-1.5, +2.5]", "> -1", "cannot tell", "5 |"],
+        ["cannot tell", "lori-s − lora", "+3.0 [+1.0, +5.0]", "> -1", "holds", "5 |"],
+        ["cannot tell", "lori-s kept − lora kept", "+9.0 [+2.0, +16.0]", "> 0", "cannot tell", "4 |"],  # too few seeds
     ]
+    assert "| – why |  | lori-s-fresh-a − lori-s | -4.0 [-6.0, -2.0] |  | differs | 2 |" in markdown
+    assert "| – why |  | lori-s-trained-a − lori-s | -1.0 [-3.0, +1.0] |  | no difference seen | 2 |" in markdown
     assert "| lori-s kept − lora kept | – | +9.0 [+2.0, +16.0] | +9.0 [+2.0, +16.0] |" in markdown
     files = tracking.fetch(sqlite_store.runtime, handle)
     with (files / "differences.csv").open() as file:
         first, *_ = csv.DictReader(file)
     assert [first[name] for name in ("pair", "nlu", "nlu_low", "nlu_high", "safety", "safety_low")] == [
-        "lori-d − lora", "1.0", "-0.5", "2.5", "", "",
+        "lori-d − lora", "1.0", "-1.5", "2.5", "", "",
     ]  # fmt: skip
     with (files / "intervals.csv").open() as file:
         assert [line["row"] for line in csv.DictReader(file)] == ["lori-d", "lori-d"]
@@ -419,7 +423,7 @@ def test_intervals_are_flat_numbers_and_what_has_no_ends_stays_without() -> None
     unknown = {"lora": {"mean": Interval(50.0, -math.inf, math.inf, 1)}}
     numbers = to_metrics({**INTERVALS, **unknown})
     assert all(math.isfinite(number) for number in numbers.values())
-    assert numbers["lori-d − lora/nlu/low"] == -0.5
+    assert numbers["lori-d − lora/nlu/low"] == -1.5
     assert from_metrics(numbers) == {**INTERVALS, **unknown}
 
 
