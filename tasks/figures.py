@@ -14,7 +14,7 @@ from tasks.charts import Chart, Heat, Series
 from tasks.tables import Estimate
 
 DPI, COLUMNS = 100, 4  # dots an inch; panels in a row, where there are several
-MAX_TICKS = 6  # with more places of lines, ticks are at round numbers
+MAX_TICKS, MAX_TICK = 6, 100  # of more or larger places of lines, ticks are at round numbers
 STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
@@ -42,10 +42,11 @@ def draw(axes: Axes, chart: Chart) -> None:
     for index, series in enumerate(chart.series):
         (_bars if chart.kind == "bars" else _line)(axes, chart, series, index)
     if chart.kind == "bars":
-        axes.set_xticks(range(len(chart.places)), chart.places, fontsize=8)
+        labels = [str(place).replace(" → ", "\n→ ") for place in chart.places]
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
     elif chart.log:
         axes.set_xscale("log")
-    if chart.kind == "lines" and len(chart.places) <= MAX_TICKS:
+    if chart.kind == "lines" and len(chart.places) <= MAX_TICKS and max(chart.places) <= MAX_TICK:
         axes.set_xticks(chart.places, [f"{place:g}" for place in chart.places])
         axes.minorticks_off()
     axes.set_title(chart.title, loc="left")
