@@ -223,7 +223,7 @@ def test_a_merge_is_of_all_target_modules_and_says_how_it_was_made(tmp_path):
     with open_adapter(tmp_path / "names") as merged:
         assert (merged.settings["target_modules"], merged.settings["task_type"]) == (["p", "q"], "CAUSAL_LM")
         how = {"base_model": identity("scale"), "method": "concat", "weights": [1.0, 0.5], "density": 0.5, "seed": 0}
-        assert merged.metadata == {"merged": {**how, "match_norms": False}}
+        assert merged.metadata == {"merged": {**how, "match_norms": False, "variant": ""}}
     with open_adapter(tmp_path / "modules") as merged:
         assert merged.settings["target_modules"] == ["x.p", "x.r"]
         assert merged.a("x.r").dtype == torch.float32

@@ -62,13 +62,13 @@ ADAPTERS = [Handle("adapter", f"train-v3-{number}", "lora-nlu", "run", "models:/
             {},
             "import-v1-b0138775865256a1d9927427df09a06c",
         ),
-        ("mask", MaskConfig(0.9, "model"), {"adapter": ADAPTERS[0]}, "mask-v2-477714e2cbbe939ea0a3e7829e99d61b"),
-        ("train", TRAIN, {"mask": ADAPTERS[0], "dataset": ADAPTERS[1]}, "train-v3-ab8d22218a0aecbbe845a55ab830e18d"),
+        ("mask", MaskConfig(0.9, "model"), {"adapter": ADAPTERS[0]}, "mask-v2-38790ac88eef74c9e8b07e852ce15222"),
+        ("train", TRAIN, {"mask": ADAPTERS[0], "dataset": ADAPTERS[1]}, "train-v3-2d5db5f6c88071a1daa0555af5dd7669"),
         (
             "merge",
             MergeConfig("scale@0123", "ties", (0.5, 0.5), 0.7, 0, False),
             {"adapters": ADAPTERS},
-            "merge-v2-eb1a28f2070865762401178ed12b0517",
+            "merge-v2-5e4a42c33120a3462bad1c46e94794d7",
         ),
         (
             "evaluate",
