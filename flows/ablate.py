@@ -6,7 +6,6 @@ if __name__ == "__main__":
     use_local_stores()  # before Prefect is imported and reads its settings
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -30,7 +29,7 @@ def mask_ablations(study: Study, settings: Mapping[str, Sequence[Any]]) -> list[
     rows, profile = [], study.profile
     for name, values in settings.items():
         for value, method, domain, seed in product(values, profile.methods, profile.domains, profile.seeds):
-            varied = _with(study, **{name: value})
+            varied = study.varied(**{name: value})
             trained = adapter(varied, method, domain, seed)
             labels = {"method": method, "setting": name.replace("_", " "), "value": _text(value), "domain": domain}
             scored, usual = [scores(varied, trained, domain)], _text(getattr(profile, name))
@@ -62,12 +61,12 @@ def _merges(
     for weight in weights:
         same = (weight,) * num_domains
         is_usual = same == recipes.merge_config(profile, method, merge_method, seed).weights
-        yield "weight", f"{weight:g}", study if is_usual else _with(study, weights=same)
+        yield "weight", f"{weight:g}", study if is_usual else study.varied(weights=same)
     if merge_method != profile.merge_methods[0]:
         return
     for num in range(2, num_domains):
-        yield "adapters", str(num), _with(study, domains=profile.domains[:num])
-    yield "norms", "matched", _with(study, match_norms=True)
+        yield "adapters", str(num), study.varied(domains=profile.domains[:num])
+    yield "norms", "matched", study.varied(match_norms=True)
 
 
 def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:
@@ -86,10 +85,6 @@ def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:
 
 def _text(value: Any) -> str:
     return "all" if value is None else str(value)
-
-
-def _with(study: Study, **changes: Any) -> Study:
-    return replace(study, profile=replace(study.profile, **changes))
 
 
 @flow(name="ablate", flow_run_name=run_name, task_runner=THREADS)
@@ -151,7 +146,7 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
             recipes.profile(profile, **{name: value})  # a wrong one is refused before any time is spent
     return carry_out(
         study,
-        lambda study: mask_ablations(_with(study, methods=MASKED), given),
+        lambda study: mask_ablations(study.varied(methods=MASKED), given),
         lambda study: merge_ablations(study, MERGE_CURVE if weights is None else [float(each) for each in weights]),
         lambda study: continual_ablations(study, CONTINUAL_ROWS if continual_rows is None else continual_rows),
     )

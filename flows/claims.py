@@ -5,7 +5,6 @@ if __name__ == "__main__":
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
-from dataclasses import replace
 from typing import Annotated
 
 from prefect import flow
@@ -26,15 +25,14 @@ Positive = Annotated[int, Field(ge=1)]
 
 def claimed(study: Study) -> Study:
     """Merges of the methods alone that the claims are about, those that learn continually."""
-    return replace(study, profile=replace(study.profile, merged=study.profile.continual_methods))
+    return study.varied(merged=study.profile.continual_methods)
 
 
 def controls(study: Study, num_seeds: int | None) -> list[Row]:
     """Methods that differ in one thing from the paper's: alone, merged by concat, or in continual learning."""
     seeds = study.profile.seeds[:num_seeds]
     # No validation: it chooses what the registry calls the best, which is none of these
-    profile = replace(study.profile, **CONTROLS, merge_methods=("concat",), num_validation=None, seeds=seeds)
-    varied = replace(study, profile=profile)
+    varied = study.varied(**CONTROLS, merge_methods=("concat",), num_validation=None, seeds=seeds)
     return [*single_domain(varied), *merging(varied), *continual_learning(varied)]
 
 

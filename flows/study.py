@@ -46,6 +46,10 @@ class Study:
     push_to: str | None = None
     cells: Cells = field(default_factory=Cells)
 
+    def varied(self, **changes: Any) -> "Study":
+        """The same flow run asking for cells of another profile: `changes` are of its fields, and are not checked."""
+        return replace(self, profile=replace(self.profile, **changes))
+
 
 @dataclass
 class Progress:

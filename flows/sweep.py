@@ -5,7 +5,6 @@ if __name__ == "__main__":
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
-from dataclasses import replace
 from itertools import product
 
 from prefect import flow
@@ -28,7 +27,7 @@ def rates(study: Study, factors: list[float]) -> list[Row]:
     trained = [method for method in profile.methods if method != "base"]
     for method, factor, domain, seed in product(trained, factors, profile.domains, profile.seeds):
         rate = factor * train_config(profile, method, domain, seed).learning_rate
-        varied = replace(study, profile=replace(profile, learning_rates=((method, rate),)))
+        varied = study.varied(learning_rates=((method, rate),))
         done = adapter(varied, method, domain, seed)
         labels = {"method": method, "factor": f"{factor:g}", "rate": f"{rate:g}", "domain": domain, "seed": seed}
         rows.append(Row("sweep", labels, done, [scores(study, done, domain, "validation")]))
