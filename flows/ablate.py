@@ -20,6 +20,7 @@ from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori import recipes
 from lori.config import Hardware
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
+from tasks.paper_tables import continual_setting
 
 MASKED = ("lori-s",)  # what masks and ranks are tried on
 
@@ -76,8 +77,8 @@ def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:
     new_domains = [domain for domain in profile.domains if domain != first]
     for method, domain, seed, num in product(profile.continual_methods, new_domains, profile.seeds, (*num_rows, None)):
         trained = after(study, method, domain, seed, num)
-        setting, value = f"{first} → {domain}, rows", _text(num)
-        labels = {"method": method, "setting": setting, "value": value, "seed": seed}
+        setting = continual_setting(first, domain)
+        labels = {"method": method, "setting": setting, "value": _text(num), "seed": seed}
         scored = [scores(study, trained, first), scores(study, trained, domain)]
         rows.append(Row("ablations", labels, trained, scored))
     return rows

@@ -1,14 +1,14 @@
 """What the report's figures show, from its tables: drawn as pictures (figures.py) and as a page (interactive.py)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lori.domains import DOMAINS
 from tasks.interference_table import Pairs
-from tasks.paper_tables import UNMERGED
+from tasks.paper_tables import UNMERGED, continual_domains
 from tasks.tables import Estimate, Table, Value
 
 PERCENT, MEAN = "percent", "mean over domains, percent"
@@ -91,18 +91,16 @@ def _continual(tables: Mapping[str, Table]) -> Iterator[Chart]:
 
 def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
     """The paper's figure 1: (a) scores beside what trains, (b) merges by concat, (c) what is kept of safety."""
-    sizes = [(str(row["method"]), row["num_trainable"], row["mean"]) for row in tables["single"].rows]
-    sizes = [(method, size, mean) for method, size, mean in sizes if size]  # the base trains nothing
+    trained = [row for row in tables["single"].rows if row["num_trainable"]]  # the base has nothing that trains
+    sizes = [(str(row["method"]), row["num_trainable"], row["mean"]) for row in trained]
     if sizes:
         yield Chart("(a) An adapter per domain", "trainable entries", MEAN, "lines", _series(sizes), log=True)
     merges = [(row, str(row["merge"]).partition(" ")[0]) for row in tables["merging"].rows]
     points = [(str(row["method"]), merge, row["mean"]) for row, merge in merges if merge in (UNMERGED, "concat")]
     if points:
         yield Chart("(b) Merged by concat", "", MEAN, "bars", _series(points))
-    yield from (
-        Chart("(c) Continual learning", chart.x_label, chart.y_label, chart.kind, chart.series)
-        for chart in (_continual(tables) if tables["continual"].rows else ())
-    )
+    if tables["continual"].rows:
+        yield from (replace(chart, title="(c) Continual learning") for chart in _continual(tables))
 
 
 def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
@@ -110,8 +108,8 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
     table = tables["ablations"]
     for setting in dict.fromkeys(str(row["setting"]) for row in table.rows):
         rows = [row for row in table.rows if row["setting"] == setting]
-        if "→" in setting:
-            yield _trade(setting, rows)
+        if domains := continual_domains(setting):
+            yield _trade(*domains, rows)
         elif len(rows) > len({row["method"] for row in rows}):  # else one value alone, which the table shows
             numbers = [_number(str(row["value"])) for row in rows]
             is_line = all(number is not None for number in numbers)
@@ -121,16 +119,14 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
             yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log)
 
 
-def _trade(setting: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
-    """The first domain's score over the second's, a point for each number of rows that it trained on."""
-    first, second = (DOMAINS[name].headline for name in setting.partition(",")[0].split(" → "))
+def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
+    """The first domain's score over the new one's, a point for each number of rows that it trained on."""
     points = [
-        (str(row["method"]), learned.mean, row.get(first))
+        (str(row["method"]), learned.mean, row.get(DOMAINS[first].headline))
         for row in rows
-        if isinstance(learned := row.get(second), Estimate)
+        if isinstance(learned := row.get(DOMAINS[new].headline), Estimate)
     ]
-    domains = setting.partition(",")[0]
-    return Chart(domains, f"{domains.split(' → ')[1]}, percent", KEPT, "lines", _series(points))
+    return Chart(f"{first} → {new}", f"{new}, percent", KEPT, "lines", _series(points))
 
 
 def _number(text: str) -> float | None:

@@ -40,7 +40,10 @@ def draw_figures(charts: Mapping[str, Sequence[Chart]], directory: Path) -> dict
 def draw(axes: Axes, chart: Chart) -> None:
     """One chart, each number with its 95 % interval."""
     for index, series in enumerate(chart.series):
-        (_bars if chart.kind == "bars" else _line)(axes, chart, series, index)
+        if chart.kind == "bars":
+            _bars(axes, chart, series, index)
+        else:
+            _line(axes, series)
     if chart.kind == "bars":
         labels = [str(place).replace(" → ", "\n→ ") for place in chart.places]
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
@@ -69,7 +72,7 @@ def _bars(axes: Axes, chart: Chart, series: Series, index: int) -> None:
     )
 
 
-def _line(axes: Axes, chart: Chart, series: Series, index: int) -> None:  # noqa: ARG001 as `_bars`
+def _line(axes: Axes, series: Series) -> None:
     axes.errorbar(
         [place for place, _ in series.points],
         [value.mean for _, value in series.points],

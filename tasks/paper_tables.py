@@ -79,7 +79,7 @@ def headline_means(cells: Sequence[Cell]) -> dict[tuple[str, str], Estimate]:
     means: dict[tuple[str, str], Estimate] = {}
     for table in ("single", "merging"):
         chosen = of_table(cells, table)
-        headlines = [metric for metric in _metric_columns(chosen) if metric != OVER_REFUSAL]
+        headlines = _headlines(_metric_columns(chosen))
         labels = ("method", "merge") if table == "merging" else ("method",)
         for group_labels, group in _group(chosen, *labels).items():
             if estimate := _mean_estimate(_by_seed(group), headlines):
@@ -95,6 +95,11 @@ def _metric_columns(cells: Sequence[Cell]) -> dict[str, str]:
     return columns | ({OVER_REFUSAL: "Over-refusal ↓"} if OVER_REFUSAL in found else {})
 
 
+def _headlines(metrics: Iterable[str]) -> list[str]:
+    """Those of them that a mean over domains is of."""
+    return [metric for metric in metrics if metric != OVER_REFUSAL]
+
+
 def _num_trainable(cells: Sequence[Cell]) -> int:
     """Of one adapter, on average: masks of different domains may keep a few entries more on a tie."""
     return round(sum(cell.adapter.metrics["num_trainable"] for cell in cells) / len(cells))
@@ -108,7 +113,7 @@ def _models(cells: Sequence[Cell]) -> list[str]:
 def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """One adapter per domain: a row a method."""
     metrics, groups = _metric_columns(cells), _group(cells, "method")
-    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
+    headlines = _headlines(metrics)
     reference = _num_trainable(groups[REFERENCE,]) if (REFERENCE,) in groups else None
     rows: list[dict[str, Value]] = []
     for (method,), group in groups.items():
@@ -124,7 +129,7 @@ def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
 def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
     """One adapter for all domains: a row a method and merge, under the method's unmerged adapters where known."""
     metrics = _metric_columns(cells)
-    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
+    headlines = _headlines(metrics)
     single = _group(of_table(all_cells, "single"), "method")
     rows: list[dict[str, Value]] = []
     models = []
@@ -174,6 +179,17 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     return Table("Continual learning", columns, rows, [*map(_models, groups.values())])
 
 
+def continual_setting(first: str, new: str) -> str:
+    """The setting of an ablation of continual learning: how many rows of `new` were trained on after `first`."""
+    return f"{first} → {new}, rows"
+
+
+def continual_domains(setting: str) -> tuple[str, str] | None:
+    """First and new domain of what `continual_setting` named; None for another setting."""
+    first, arrow, new = setting.removesuffix(", rows").partition(" → ")
+    return (first, new) if arrow else None
+
+
 def ablation_name(labels: Mapping[str, Any]) -> str:
     """Of a row of the ablations in comparisons."""
     return f"{labels['method']} {labels['setting']} {labels['value']}"
@@ -182,7 +198,7 @@ def ablation_name(labels: Mapping[str, Any]) -> str:
 def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """One setting changed at a time: a row a method and value. A merge has no entries that train, but a norm."""
     metrics, groups = _metric_columns(cells), _group(cells, "method", "setting", "value")
-    headlines = [metric for metric in metrics if metric != OVER_REFUSAL]
+    headlines = _headlines(metrics)
     rows: list[dict[str, Value]] = []
     for (method, setting, value), group in groups.items():
         seeds = _by_seed(group)
