@@ -23,6 +23,7 @@ BENCHMARKS = {
     "files": "At Llama-3-8B's shapes, rank 32, without the model",
     "orchestration": "What orchestration costs beside the work",
     "tracking": "What MLflow costs",
+    "coverage": "How often an interval holds the truth",
     "gpu": "Llama-3-8B's shape on a GPU",
     "gpu_toy": "The GPU benchmark at toy size, on the CPU: the code runs, its figures mean nothing",
 }

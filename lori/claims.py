@@ -1,7 +1,7 @@
 """The paper's claims as rules, fixed before anything is computed, so that no threshold can be fitted to a result.
 
 Each rule is about the difference of two rows, the mean over domains, with its 95 % interval over seeds and test items
-(`lori/stats.py`). Rows are named as in `flows/comparing.py`.
+(`lori/stats.py`). Rows are named as in `flows/rows.py`.
 """
 
 from collections.abc import Sequence
