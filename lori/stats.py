@@ -3,8 +3,8 @@
 A score is a mean over seeds and items. Both are samples: other seeds draw other A's and another order of the rows, and
 the test rows are some of all that could be asked. `scipy.stats.bootstrap` draws seeds and items anew, independently of
 each other (Owen 2007, "The pigeonhole bootstrap"). Methods that answer the same items with the same seeds are compared
-item by item, so that what is hard for both cancels. Nothing corrects for few seeds: where most of the spread is between
-them, intervals are too narrow (`python -m benchmarks.coverage` says by how much).
+item by item, so that what is hard for both cancels. Nothing corrects for few seeds: where most of the spread is
+between them, intervals are too narrow (`python -m benchmarks.coverage` says by how much).
 """
 
 import math

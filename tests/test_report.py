@@ -13,11 +13,20 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from stores import Store, open_run, runs_of
 
-from lori.claims import CLAIMS, Claim, Rule, judge
-from lori.config import Handle
-from lori.intervals import MINUS, Interval, Intervals, from_metrics, to_metrics
+from flows.adapt import single_domain
+from flows.claims import claimed, controls
+from flows.continual import continual_learning
+from flows.merge import merging
+from flows.planning import note_cell
+from flows.rows import comparison
+from flows.study import Study
+from lori.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
+from lori.config import Handle, Hardware
+from lori.intervals import Interval, Intervals, from_metrics, to_metrics
+from lori.recipes import profile
 from tasks import figures, tracking
 from tasks.beside_paper import paper_table
+from tasks.cells import Cells
 from tasks.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.interference_table import Pairs
 from tasks.matched import matched_table
@@ -411,12 +420,13 @@ def test_a_claim_holds_if_all_of_its_rules_do(one: Interval, other: Interval | N
     assert judge(claim, intervals)[0] == verdict
 
 
-def test_every_rule_is_of_rows_that_are_compared() -> None:
-    """By the names that a study of the paper gives them."""
-    names = {"lora", "lori-d", "lori-s", "lora concat", "lori-d concat", "lora kept", "lori-s kept"}
+def test_every_rule_and_control_is_a_difference_that_the_flow_of_the_claims_asks_for() -> None:
+    chosen = profile("scale", seeds=[*range(MIN_SEEDS)])
+    study = claimed(Study(chosen, Hardware(), plan_only=True, cells=Cells(submit=note_cell)))
+    stages = (single_domain, merging, continual_learning, lambda study: controls(study, None))
+    asked: Any = comparison(study.cells, [row for stage in stages for row in stage(study)])
     for claim in CLAIMS:
-        for rule in claim.rules:
-            assert set(rule.pair.split(MINUS)) <= names, rule
+        assert {*(rule.pair for rule in claim.rules), *claim.controls} <= set(asked.config.pairs), claim.text
 
 
 def test_intervals_are_flat_numbers_and_what_has_no_ends_stays_without() -> None:
