@@ -22,7 +22,7 @@ smoke: .venv/ready  ## every kind of stage, without a server
 test: .venv/ready
 	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
-	@echo "The tests of the code: 8 to 10 minutes on 2 cores."
+	@echo "The tests of the code: 8 to 12 minutes on 2 cores."
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
