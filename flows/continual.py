@@ -16,14 +16,15 @@ from tasks.cells import Future, train_adapter
 def after(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future:
     """The first domain's adapter once it has trained on another one too, on all of its rows or on `num_rows`.
 
-    The second stage keeps A, goes on from B, and trains within the mask of the *new* domain: entries outside it keep
-    what the first stage gave them.
+    The second stage keeps A, goes on from B, and trains within the mask of the *new* domain, read off training on the
+    same rows: entries outside it keep what the first stage gave them.
     """
+    seen = study.varied(calibration_rows=num_rows) if num_rows else study
     return train_adapter(
         study.cells,
         train_config(study.profile, method, domain, seed, num_rows),
         dataset=dataset(study, domain, "train", num_rows),
-        mask=mask(study, method, domain, seed),
+        mask=mask(seen, method, domain, seed),
         start_from=adapter(study, method, study.profile.continual_first, seed),
     )
 

@@ -58,7 +58,8 @@ METHODS = {
 LORI_D, LORI_S = METHODS["lori-d"], METHODS["lori-s"]
 METHODS |= {
     "lori-s-random-mask": replace(LORI_S, random_mask=True, control_of="lori-s"),
-    "lori-s-trained-a": replace(LORI_S, mask_from="lora", a_from="lora", control_of="lori-s"),
+    "lori-d-trained-a": replace(LORI_D, a_from="lora", control_of="lori-d"),
+    "lori-s-trained-a": replace(LORI_S, mask_from="lori-d-trained-a", a_from="lora", control_of="lori-s"),
     "lori-s-disjoint": replace(LORI_S, disjoint=True, control_of="lori-s"),
     "lori-s-fresh-a": replace(LORI_S, fresh_a=True, control_of="lori-s"),
     "lori-d-shared-a": replace(LORI_D, shared_a=True, control_of="lori-d"),

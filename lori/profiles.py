@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
 # What tells why: methods that differ in one thing from another (`Method.control_of`), by where that thing matters
 CONTROLS = {
-    "methods": ("lori-s-random-mask", "lori-s-trained-a", "lori-s-fresh-a"),
-    "merged": ("lori-d-shared-a", "lori-s-shared-a", "lori-s-trained-a"),
+    "methods": ("lori-s-random-mask", "lori-d-trained-a", "lori-s-trained-a", "lori-s-fresh-a"),
+    "merged": ("lori-d-shared-a", "lori-d-trained-a", "lori-s-shared-a", "lori-s-trained-a"),
     "continual_methods": ("lori-s-random-mask", "lori-s-disjoint", "lori-s-trained-a"),
 }
 # Settings that are changed one at a time, and to what (paper, section 4.4); among them what the profiles have

@@ -2,9 +2,12 @@
 
 A score is a mean over seeds and items. Both are samples: other seeds draw other A's and another order of the rows, and
 the test rows are some of all that could be asked. `scipy.stats.bootstrap` draws seeds and items anew, independently of
-each other (Owen 2007, "The pigeonhole bootstrap"). Methods that answer the same items with the same seeds are compared
-item by item, so that what is hard for both cancels. Nothing corrects for few seeds: where most of the spread is
-between them, intervals are too narrow (`python -m benchmarks.coverage` says by how much).
+each other, and what the two move the score by is added (as in Owen 2007, "The pigeonhole bootstrap", but that chance
+within a seed counts twice there three times). Methods that answer the same items with the same seeds are compared item
+by item, so that what is hard for both cancels.
+
+A few seeds drawn anew spread less than seeds do: what lies between them is widened to what Student's t asks for. Where
+seeds differ by no more than chance, intervals are too wide rather than too narrow: see `benchmarks/coverage.py`.
 """
 
 import math
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 
 from lori.config import CompareConfig
 from lori.domains import Example
@@ -81,11 +84,9 @@ _SCORES = {
 
 
 def _stratum(examples: Sequence[Example], scores: NDArray[np.float64], weight: float) -> Stratum:
-    names = [cluster_of(example) for example in examples]
-    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    member = np.zeros((len(names), len(places)))
-    member[np.arange(len(names)), [places[name] for name in names]] = 1
-    return Stratum(weight, scores @ member, member.sum(axis=0))
+    _, places = np.unique([cluster_of(example) for example in examples], return_inverse=True)
+    sizes = np.bincount(places).astype(float)
+    return Stratum(weight, np.stack([np.bincount(places, of_seed) for of_seed in scores]), sizes)
 
 
 def mean_over(outcomes: Sequence[Outcomes]) -> Outcomes:
@@ -181,12 +182,20 @@ def _resampled(outcomes: Outcomes, drawn: Sequence[NDArray[np.int64]]) -> NDArra
     """The score of each resample: `drawn` are places of seeds and of each stratum's clusters, (resamples, …)."""
     clusters = drawn[-len(outcomes.strata) :]
     total = np.zeros(clusters[0].shape[:-1])
-    seeds = drawn[0] if len(outcomes.seeds) > 1 else np.zeros((*total.shape, 1), dtype=np.int64)
     for stratum, places in zip(outcomes.strata, clusters, strict=True):
-        by_seed = stratum.sums[:, places].sum(axis=-1)  # (seeds, …)
-        of_seeds = np.take_along_axis(np.moveaxis(by_seed, 0, -1), seeds, axis=-1).mean(axis=-1)
-        total += stratum.weight * of_seeds / stratum.sizes[places].sum(axis=-1)
-    return total
+        of_items = stratum.sums.mean(axis=0)[places].sum(axis=-1)
+        total += stratum.weight * of_items / stratum.sizes[places].sum(axis=-1)
+    num_seeds = len(outcomes.seeds)
+    if num_seeds == 1:
+        return total
+    by_seed = np.sum([s.weight * s.sums.sum(axis=1) / s.sizes.sum() for s in outcomes.strata], axis=0)
+    return total + _widening(num_seeds) * (by_seed[drawn[0]].mean(axis=-1) - by_seed.mean())
+
+
+def _widening(num_seeds: int) -> float:
+    """By what the spread of a mean of `num_seeds` values drawn anew falls short of the t interval's."""
+    tail = (1 + LEVEL) / 2
+    return float(math.sqrt(num_seeds / (num_seeds - 1)) * t.ppf(tail, num_seeds - 1) / norm.ppf(tail))
 
 
 def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, dict[str, Interval]]:

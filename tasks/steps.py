@@ -64,7 +64,7 @@ STEPS = {
     "merge": Step("tasks.adapters:merge_adapters", MergeConfig, version=2, turn=3),
     "evaluate": Step("tasks.evaluation:evaluate", EvalConfig, version=2, turn=4, gpus=ONE),
     "interference": Step("tasks.interfering:measure_interference", InterferenceConfig, version=2, turn=5),
-    "compare": Step("tasks.comparing:compare_rows", CompareConfig, version=1, turn=5),
+    "compare": Step("tasks.comparing:compare_rows", CompareConfig, version=2, turn=5),
 }
 
 

@@ -115,11 +115,10 @@ def test_a_control_differs_in_one_thing_and_takes_over_the_numbers(name):
     row, original = METHODS[name], METHODS[METHODS[name].control_of]
     changed = {field for field in asdict(row) if getattr(row, field) != getattr(original, field)} - {"control_of"}
     assert changed - {"mask_from"} in ({"random_mask"}, {"fresh_a"}, {"shared_a"}, {"a_from"}, {"disjoint"})
-    if row.a_from:  # the mask is of the B beside that A
-        assert row.mask_from == row.a_from
-    elif "mask_from" in changed:  # its mask is of the method that differs in the same thing
-        assert METHODS[row.mask_from].control_of == original.mask_from
-        assert METHODS[row.mask_from].shared_a == row.shared_a
+    if "mask_from" in changed:  # its mask is of the method that differs in the same thing
+        source = METHODS[row.mask_from]
+        assert source.control_of == original.mask_from
+        assert (source.shared_a, source.a_from) == (row.shared_a, row.a_from)
     for base in ("scale", "llama-3-8b"):
         chosen = profile("paper" if base == "llama-3-8b" else "scale")
         config, other = (train_config(chosen, method, "math", 0) for method in (name, row.control_of))

@@ -14,6 +14,7 @@ from lori.stats import Outcomes, Stratum, average, compare, difference, mean_ove
 from lori.stats import interval as interval_of
 
 NORMAL = 1.96  # standard errors, for 95 %
+STUDENT = {2: 12.706, 5: 2.776, 30: 2.045}  # likewise, by number of seeds: t's quantiles, from any table of them
 
 
 def outcomes(scores: np.ndarray, *, clusters: int | None = None) -> Outcomes:
@@ -55,8 +56,25 @@ def test_of_several_seeds_it_has_both_spreads() -> None:
     generator = np.random.default_rng(2)
     seeds, items = generator.normal(0, 5, (30, 1)), generator.normal(0, 20, (1, 500))
     found = interval(outcomes(50 + seeds + items), num_resamples=9999)
-    expected = NORMAL * math.sqrt(seeds.var() / 30 + items.var() / 500)
+    expected = math.hypot(STUDENT[30] * seeds.std(ddof=1) / math.sqrt(30), NORMAL * items.std() / math.sqrt(500))
     assert half_width(found) == pytest.approx(expected, rel=0.05)
+
+
+def test_of_few_seeds_that_differ_most_it_is_students() -> None:
+    seeds = np.array([[38.0], [44.0], [47.0], [53.0], [58.0]])
+    found = interval(outcomes(seeds + np.zeros((1, 20))), num_resamples=9999)
+    expected = STUDENT[5] * seeds.std(ddof=1) / math.sqrt(5)
+    assert half_width(found) == pytest.approx(expected, rel=0.1)  # five values drawn anew are not quite normal
+
+
+@pytest.mark.parametrize("num_seeds", [2, 5])
+def test_few_seeds_that_differ_much_hold_the_truth_as_often(num_seeds: int) -> None:
+    generator, hits = np.random.default_rng(5), 0
+    for _ in range(200):
+        scores = generator.normal(60, 10, (num_seeds, 1)) + generator.normal(0, 20, (num_seeds, 60))
+        found = interval(outcomes(scores), num_resamples=500)
+        hits += found.low <= 60 <= found.high
+    assert hits >= 180
 
 
 def test_what_both_methods_find_hard_cancels_in_a_pair() -> None:
