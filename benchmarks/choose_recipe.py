@@ -66,7 +66,8 @@ def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: floa
     tokenizer = load_tokenizer(PROFILE.base_model)
     model = attach(load_base(PROFILE.base_model), config)
     if dense_rate is not None:
-        sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask_config(PROFILE)))
+        mask = mask_config(PROFILE, "lori-d", domain)
+        sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask))
     examples = make_rows(data_config(PROFILE, domain, "train"))
     rows = tokenise([example.pair for example in examples], tokenizer, config)
     train(model, rows, config, tokenizer=tokenizer)

@@ -112,7 +112,8 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 ) -> State:
     """Change one setting at a time: LoRI-S' masks and rank, the merges, continual learning.
 
-    What is left out is in lori/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS.
+    What is left out is in lori/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS. An empty list is none of that
+    setting; beside what is in one, the profile's own value is there to compare with.
 
     Args:
         profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
@@ -125,7 +126,7 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         ranks: Ranks r of the adapters; α stays 2 r.
         calibration_rows: Numbers of rows that the dense adapter trains on whose B gives the mask.
         weights: Weights of all adapters in a merge.
-        continual_rows: Numbers of rows of the new domain.
+        continual_rows: Numbers of rows of the new domain, a batch or more.
         seeds: One table row is the mean over these.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
@@ -137,20 +138,32 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """
     overrides = {"base_model": base_model, "domains": domains, "merge_methods": merge_methods, "seeds": seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    overrides |= {"methods": [*MASKED, *(name for name in methods or [] if name not in MASKED)] if methods else None}
+    if methods:
+        overrides |= {"methods": list(dict.fromkeys([*MASKED, *methods]))}
+        overrides |= {"merged": methods, "continual_methods": methods}
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     asked = {"sparsity": sparsities, "scope": scopes, "rank": ranks, "calibration_rows": calibration_rows}
-    given = {name: ABLATIONS[name] if values is None else values for name, values in asked.items()}
     study = begin(profile, **place, **overrides)
-    for name, values in given.items():
+    given = {name: _values(study, name, values) for name, values in asked.items()}
+    curve = [*MERGE_CURVE] if weights is None else [float(each) for each in weights]
+    rows = [*CONTINUAL_ROWS] if continual_rows is None else continual_rows
+    weighted = [[each] * len(study.profile.domains) for each in curve]
+    for name, values in [*given.items(), ("weights", weighted), ("calibration_rows", rows)]:
         for value in values:
-            recipes.profile(profile, **{name: value})  # a wrong one is refused before any time is spent
+            recipes.profile(profile, **{**overrides, name: value})  # a wrong one is refused before any time is spent
     return carry_out(
         study,
         lambda study: mask_ablations(study.varied(methods=MASKED), given),
-        lambda study: merge_ablations(study, MERGE_CURVE if weights is None else [float(each) for each in weights]),
-        lambda study: continual_ablations(study, CONTINUAL_ROWS if continual_rows is None else continual_rows),
+        lambda study: merge_ablations(study, curve),
+        lambda study: continual_ablations(study, rows),
+        asked={"ablations": given, "merge_curve": curve, "continual_rows": rows},
     )
+
+
+def _values(study: Study, name: str, values: list[Any] | None) -> list[Any]:
+    """Those asked for, or the usual ones, and the profile's own, which the others are compared with; none for []."""
+    own = getattr(study.profile, name)
+    return list(dict.fromkeys([*(ABLATIONS[name] if values is None else values), own])) if values != [] else []
 
 
 if __name__ == "__main__":

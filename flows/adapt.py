@@ -37,10 +37,10 @@ def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
         return None
     source = adapter(study, row.mask_from, domain, seed, profile.calibration_rows)
     if row.random_mask:
-        return draw_mask(study.cells, random_mask_config(profile, domain, seed), adapter=source)
+        return draw_mask(study.cells, random_mask_config(profile, row.mask_from, domain, seed), adapter=source)
     is_second = row.disjoint and domain != profile.continual_first
     excluded = mask(study, method, profile.continual_first, seed) if is_second else None
-    return extract_mask(study.cells, mask_config(profile), adapter=source, excluded=excluded)
+    return extract_mask(study.cells, mask_config(profile, row.mask_from, domain), adapter=source, excluded=excluded)
 
 
 def scores(study: Study, adapter: Future, domain: str, split: str = "test") -> Future:

@@ -75,6 +75,7 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         merging,
         continual_learning,
         lambda study: controls(study, num_control_seeds),
+        asked={"num_control_seeds": num_control_seeds},
     )
 
 

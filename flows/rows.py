@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lori.intervals import MINUS
+from lori.claims import CLAIMS
+from lori.intervals import LESS, MINUS, OVER_REFUSAL, domain_of, sides
 from lori.methods import METHODS
 from lori.recipes import compare_config
 from tasks.cells import Cells, Future, compare_rows
@@ -32,15 +33,21 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
     kept` (of the first domain) and `lori-s learned` (of the new one), which are there for each new domain as well:
     `lori-s kept nlu`. Each is compared with the same of LoRA; a merge also with the method's own adapters, an ablation
-    with the usual value, what is kept with what was there before, and a control with what it controls.
+    with the usual value, what is kept with what was there before, and a control with what it controls; then what the
+    claims name. Where safety is scored, `<row> over-refusal` is a row of its own.
     """
-    places = list(dict.fromkeys(place for row in rows for place in _places(row)))
-    domain_of = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
-    measured: dict[str, dict[str, set[int]]] = {}  # by row and domain the seeds
-    for name, seed, score in places:
-        measured.setdefault(name, {}).setdefault(domain_of[score], set()).add(seed)
-    asked = dict.fromkeys([*_pairs([*measured]), *_unusual(rows)])
-    pairs = [f"{one}{MINUS}{other}" for one, other in asked if _are_comparable(measured[one], measured.get(other, {}))]
+    domains = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
+    places = list(dict.fromkeys(place for row in rows for place in _places(row, domains)))
+    measured: dict[str, dict[str, set[int]]] = {}  # by row and measure the seeds
+    for name, measure, seed, _ in places:
+        measured.setdefault(name, {}).setdefault(measure, set()).add(seed)
+    places = [place for place in places if set.intersection(*measured[place[0]].values())]  # else no seed has all
+    pairs = []
+    for pair in dict.fromkeys([*_pairs([*measured]), *_unusual(rows), *_claimed()]):
+        one, other = (measured.get(side, {}) for side in sides(pair))
+        if shared := _shared_seeds(one, other):
+            pairs.append(pair)
+            measured[pair] = dict.fromkeys(one, shared)
     if not pairs:
         return None
     tests = {
@@ -48,22 +55,21 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
         for asked, future in cells.futures.items()
         if asked[0] == "dataset" and asked[1].split == "test"
     }
-    domains = [domain_of[score] for *_, score in places]
-    config = compare_config(
-        rows=[name for name, *_ in places], domains=domains, seeds=[seed for _, seed, _ in places], pairs=pairs
-    )
-    datasets = [tests[domain] for domain in dict.fromkeys(domains)]
-    return compare_rows(cells, config, scores=[score for *_, score in places], datasets=datasets)
+    names, measures, seeds, scores = zip(*places, strict=True)
+    config = compare_config(rows=names, domains=measures, seeds=seeds, pairs=pairs)
+    datasets = [tests[domain] for domain in dict.fromkeys(map(domain_of, measures))]
+    return compare_rows(cells, config, scores=[*scores], datasets=datasets)
 
 
-def _are_comparable(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) -> bool:
-    """Whether both are of the same domains, all of which share the same seeds."""
-    shared = {frozenset(one[domain] & other[domain]) for domain in one if domain in other}
-    return one.keys() == other.keys() and len(shared) == 1 and bool(*shared)
+def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) -> set[int]:
+    """Those that both have of all their domains; none if these are not the same."""
+    if not one or one.keys() != other.keys():
+        return set()
+    return set.intersection(*one.values(), *other.values())
 
 
-def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
-    """Name, seed and score of what the row measured on test rows."""
+def _places(row: Row, domains: Mapping[Future, str]) -> Iterator[tuple[str, str, int, Future]]:
+    """Name, measure, seed and score of what the row measured on test rows; `domains` are those of the scores."""
     if row.table == "sweep":
         return
     method, seed = row.labels["method"], row.labels["seed"]
@@ -74,28 +80,35 @@ def _places(row: Row) -> Iterator[tuple[str, int, Future]]:
         "ablations": [ablation_name(row.labels)] * len(row.scores) if row.table == "ablations" else [],
     }
     for name, score in zip(names[row.table], row.scores, strict=True):
-        yield name, seed, score
-        if row.table == "continual":
-            yield f"{name} {row.labels['new_domain']}", seed, score
+        all_names = [name, f"{name} {row.labels['new_domain']}"] if row.table == "continual" else [name]
+        for each in all_names:
+            yield each, domains[score], seed, score
+            if domains[score] == domain_of(OVER_REFUSAL):
+                yield f"{each} {OVER_REFUSAL}", OVER_REFUSAL, seed, score
 
 
-def _unusual(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _unusual(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.usual and row.labels["value"] != row.usual:
-            yield ablation_name(row.labels), ablation_name({**row.labels, "value": row.usual})
+            yield f"{ablation_name(row.labels)}{MINUS}{ablation_name({**row.labels, 'value': row.usual})}"
 
 
-def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _claimed() -> list[str]:
+    """What the claims name, a difference of differences after these."""
+    return [each for claim in CLAIMS for pair in claim.pairs for each in (*pair.split(LESS), pair)]
+
+
+def _pairs(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         method, _, measured = name.partition(" ")
         if measured.startswith(BEFORE):  # what continual learning starts from is compared in the first table
             continue
         if method != REFERENCE:
-            yield name, f"{REFERENCE} {measured}".strip()
+            yield f"{name}{MINUS}{REFERENCE} {measured}".strip()
         control_of = METHODS[method].control_of if method in METHODS else None
         if control_of:
-            yield name, f"{control_of} {measured}".strip()
+            yield f"{name}{MINUS}{control_of} {measured}".strip()
         if measured == KEPT:
-            yield name, f"{method} {BEFORE}"
+            yield f"{name}{MINUS}{method} {BEFORE}"
         elif measured not in ("", LEARNED):
-            yield name, method
+            yield f"{name}{MINUS}{method}"

@@ -93,7 +93,7 @@ def begin(
     places = {"data_dir": runtime.data_dir, "models_dir": runtime.models_dir, **told}
     chosen = recipes.profile(profile, **{**overrides, **places})
     check_usable(chosen, plan_only=plan_only)
-    if push_to:
+    if push_to and not plan_only:
         check_push(push_to)
     if not plan_only:
         tracking.ensure_store(runtime.tracking_uri)
@@ -125,11 +125,11 @@ def _told_places(overrides: Mapping[str, Any]) -> dict[str, str]:
     return told
 
 
-def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
+def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mapping[str, Any] | None = None) -> State:
     """Ask for the cells of all stages at once, wait for them, and publish the tables of what succeeded.
 
     The state is `Failed`, with the reasons, if a cell failed: the others are computed and reported all the same. With
-    `plan_only` the plan is published instead.
+    `plan_only` the plan is published instead. `asked` are parameters that no profile has: what a report is about.
 
     Raises:
         ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
@@ -150,7 +150,11 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]]) -> State:
             )
         compared = comparison(study.cells, rows)
         progress = _follow(study.cells)
-        _publish(study, rows, compared, progress, seconds=time.monotonic() - started)
+        if progress.failed:
+            compared = _compare_finished(study.cells, rows, progress)
+        effort = {"num_computed": progress.computed, "num_cached": progress.cached}
+        settings = {**(asked or {}), "wall_seconds": time.monotonic() - started, **effort}
+        _publish(study, rows, compared, settings, is_complete=not progress.failed)
         if study.push_to:
             _push(study.push_to, rows, progress)
     summary = _summary(progress, seconds=time.monotonic() - started)
@@ -197,6 +201,15 @@ def _follow(cells: Cells) -> Progress:
     return progress
 
 
+def _compare_finished(cells: Cells, rows: Sequence[Row], progress: Progress) -> Future | None:
+    """Intervals of the rows that are there, for one that failed takes them from none of the others."""
+    compared = comparison(cells, [row for row in rows if _is_finished(row)])
+    if compared:
+        compared.wait()
+        print(f"{cells.titles[compared]} that are there  {_outcome(cells, compared, progress)}", flush=True)
+    return compared
+
+
 def _outcome(cells: Cells, future: Future, progress: Progress) -> str:
     """Count how a cell ended, and say it."""
     state = future.state
@@ -224,7 +237,9 @@ def _summary(progress: Progress, *, seconds: float) -> str:
     return f"{progress.computed} cells computed, {progress.cached} cached in {seconds:.0f} s.{failed}"
 
 
-def _publish(study: Study, rows: list[Row], compared: Future | None, progress: Progress, *, seconds: float) -> None:
+def _publish(
+    study: Study, rows: list[Row], compared: Future | None, settings: Mapping[str, Any], *, is_complete: bool
+) -> None:
     """Write the report to MLflow, and leave it and a link to MLflow as artifacts of the flow run."""
     finished = [cell for row in rows for cell in _finished(row)]
     if not finished:
@@ -232,12 +247,11 @@ def _publish(study: Study, rows: list[Row], compared: Future | None, progress: P
     runtime = local_runtime()
     is_compared = compared is not None and compared.state.is_completed()
     intervals = read_intervals(to_handle(compared.result()), runtime) if compared and is_compared else {}
-    effort = {"wall_seconds": seconds, "num_computed": progress.computed, "num_cached": progress.cached}
     base = identity(study.profile.base_model, study.profile.models_dir)
-    settings = {**report.study_settings(study.profile, base), **effort}
+    settings = {**report.study_settings(study.profile, base), **settings}
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
         analyses = report.Analyses(intervals, read_pairs(_interference(study.cells), runtime))
-        handle, markdown = write_report(finished, analyses, settings, is_complete=not progress.failed)
+        handle, markdown = write_report(finished, analyses, settings, is_complete=is_complete)
         page = _fetched_page(handle)
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{study.profile.name}-{study.profile.base_model}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
@@ -282,8 +296,12 @@ def _fetched_page(report_handle: Handle) -> str:
         return "another flow run of the same study replaced it: see the one in MLflow"
 
 
+def _is_finished(row: Row) -> bool:
+    return all(future.state.is_completed() for future in (row.adapter, *row.scores))
+
+
 def _finished(row: Row) -> Iterator[report.Cell]:
-    if all(future.state.is_completed() for future in (row.adapter, *row.scores)):
+    if _is_finished(row):
         adapter, *scores = [to_handle(future.result()) for future in (row.adapter, *row.scores)]
         yield report.Cell(row.table, row.labels, adapter, scores)
 

@@ -74,7 +74,7 @@ def sweep(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     study = begin(profile, **place, **overrides)
     if study.profile.num_validation is None:
         raise ValueError(f"{profile} has no validation rows: the paper's datasets have no such split.")
-    return carry_out(study, lambda study: rates(study, chosen))
+    return carry_out(study, lambda study: rates(study, chosen), asked={"factors": chosen})
 
 
 if __name__ == "__main__":

@@ -125,9 +125,9 @@ class EvalConfig:
 class CompareConfig:
     """Scores of several rows of a table, with intervals, and the differences between rows (`lori/stats.py`).
 
-    `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; within a row, scores of one
-    domain and seed are averaged item by item. `pairs` are rows to compare, `<row> − <row>` each, at the seeds that
-    both have.
+    `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; a domain may be over-refusal, of
+    safety's scores. Within a row, scores of one domain and seed are averaged item by item. `pairs` are rows to
+    compare, `<row> − <row>` each, at the seeds that both have, and pairs of pairs, `<pair> less <pair>`, after those.
     """
 
     rows: tuple[str, ...]

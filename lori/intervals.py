@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MEAN, MINUS = "mean", " − "  # the mean over domains; one row less another
+MEAN = "mean"  # over domains
+MINUS, LESS = " − ", " less "  # one row less another; one such difference less another
+OVER_REFUSAL = "over-refusal"  # a measure of safety's harmless requests, beside the domains' own
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,17 @@ class Interval:
     low: float
     high: float
     num_seeds: int
+
+
+def sides(pair: str) -> tuple[str, str]:
+    """What is compared in `a − b`: a and b; in `a − b less c − d`: a − b and c − d."""
+    one, _, other = pair.partition(LESS if LESS in pair else MINUS)
+    return one, other
+
+
+def domain_of(measure: str) -> str:
+    """The domain whose answers a measure is of: that of its name, but for over-refusal."""
+    return "safety" if measure == OVER_REFUSAL else measure
 
 
 Intervals = Mapping[str, Mapping[str, Interval]]  # by row or pair of rows, and domain

@@ -19,7 +19,7 @@ from lori.models import BaseModel, base_model, identity
 from lori.paper.prompts import check_prompt_style
 from lori.paper.recipes import ALPHA_PER_RANK, RANK_FACTORS, Recipe, merge_weight, recipe
 from lori.paper.rows import with_digest
-from lori.profiles import PROFILES, Profile
+from lori.profiles import DENSITY, PROFILES, Profile
 from lori.scopes import check_mask_config
 
 # The scale model's: chosen on the validation split, from as many candidates for every method (choose_recipe.py)
@@ -129,7 +129,7 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
         domain(name)
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
-    check_mask_config(mask_config(changed))
+    check_mask_config(MaskConfig(changed.sparsity, changed.scope))
     _check_training(changed)
     _check_merges(changed, base)
     if base.suite == "miniature" and changed.num_steps is None:
@@ -190,8 +190,6 @@ def train_config(
     """The training of one adapter; in continual learning of the second domain as well. `num_rows` as `data_config`."""
     base, row = base_of(profile), METHODS[method_name]
     limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
-    rate = dict(profile.learning_rates).get(recipe_of(method_name), chosen.learning_rate)
-    is_usual = rate == chosen.learning_rate
     return TrainConfig(
         base_model=identity(profile.base_model, profile.models_dir),
         projections=base.projections,
@@ -199,7 +197,7 @@ def train_config(
         domain=domain_name,
         rank=profile.rank * RANK_FACTORS.get(method_name, 1),
         alpha=chosen.alpha,
-        learning_rate=rate,
+        learning_rate=_given_rate(profile, method_name) or chosen.learning_rate,
         num_epochs=DOMAINS[domain_name].num_epochs,
         batch_size=profile.batch_size,
         max_length=limits.max_length,
@@ -209,21 +207,49 @@ def train_config(
         dtype=profile.dtype or base.dtype,
         shared_a=row.shared_a,
         fresh_a=row.fresh_a,
-        variant=_named(
-            mask_variant(profile) if row.mask_from else "",
-            f"{num_rows} rows" if num_rows else "",
-            "" if is_usual else f"rate {rate:g}",
-        ),
+        variant=_named(*_departures(profile, method_name, (domain_name,)), f"{num_rows} rows" if num_rows else ""),
     )
 
 
-def mask_variant(profile: Profile) -> str:
-    """How the profile's masks depart from the paper's, for the names of masks and of what trains in them."""
-    return _named(
-        f"sparsity {profile.sparsity:g}" if profile.sparsity != PAPERS_SPARSITY else "",
-        f"scope {profile.scope}" if profile.scope != PAPERS_SCOPE else "",
-        f"calibration {profile.calibration_rows}" if profile.calibration_rows else "",
-    )
+def _departures(profile: Profile, method_name: str, domains: Sequence[str]) -> list[str]:
+    """How training departs from what is usual, for the names of what comes of it: masks, rates, and so few steps."""
+    usual_steps = PROFILES["scale"].num_steps if base_of(profile).suite == "miniature" else None
+    row = METHODS[method_name]
+    steps = [f"{profile.num_steps} steps"] if row.kind != "none" and profile.num_steps != usual_steps else []
+    masks = _mask_departures(profile) if row.mask_from else []
+    return [*steps, *masks, *_rate_departures(profile, method_name, domains)]
+
+
+def _mask_departures(profile: Profile) -> list[str]:
+    departures = {
+        f"sparsity {profile.sparsity:g}": profile.sparsity != PAPERS_SPARSITY,
+        f"scope {profile.scope}": profile.scope != PAPERS_SCOPE,
+        f"calibration {profile.calibration_rows}": profile.calibration_rows is not None,
+    }
+    return [name for name, is_one in departures.items() if is_one]
+
+
+def _rate_departures(profile: Profile, method_name: str, domains: Sequence[str]) -> list[str]:
+    """Learning rates that are not the recipe's: its own, and those of the methods that its mask and its A are of."""
+    base, departures = base_of(profile), []
+    for name in (method_name, *_sources(method_name)):
+        rate = _given_rate(profile, name)
+        if rate and any(rate != _recipe(profile, base, domain, name).learning_rate for domain in domains):
+            departures.append(f"rate {rate:g}" if name == method_name else f"{name} rate {rate:g}")
+    return departures
+
+
+def _sources(method_name: str) -> list[str]:
+    """The methods whose mask or A it takes, and theirs, each once."""
+    row = METHODS[method_name]
+    direct = [name for name in (row.mask_from, row.a_from) if name]
+    return list(dict.fromkeys(source for name in direct for source in (name, *_sources(name))))
+
+
+def _given_rate(profile: Profile, method_name: str) -> float | None:
+    """The learning rate that the profile has for a method: its own or, of a control, that of what it controls."""
+    rates = dict(profile.learning_rates)
+    return rates.get(method_name, rates.get(recipe_of(method_name)))
 
 
 def _named(*parts: str) -> str:
@@ -236,14 +262,16 @@ def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: st
     return recipe(base.source, profile.rank, domain_name, method_name)
 
 
-def mask_config(profile: Profile) -> MaskConfig:
-    """The paper's mask, unless the profile says otherwise."""
-    return MaskConfig(sparsity=profile.sparsity, scope=profile.scope, variant=mask_variant(profile))
+def mask_config(profile: Profile, source: str, domain_name: str) -> MaskConfig:
+    """The paper's mask, unless the profile says otherwise, read off what the method `source` trained on a domain."""
+    variant = _named(*_mask_departures(profile), *_departures(profile, source, (domain_name,)))
+    return MaskConfig(profile.sparsity, profile.scope, variant=variant)
 
 
-def random_mask_config(profile: Profile, domain_name: str, seed: int) -> RandomMaskConfig:
+def random_mask_config(profile: Profile, source: str, domain_name: str, seed: int) -> RandomMaskConfig:
     """A mask of the same size at random places: others for each domain and seed, as magnitude masks are."""
-    return RandomMaskConfig(profile.sparsity, profile.scope, f"{seed}/{domain_name}", variant=mask_variant(profile))
+    variant = mask_config(profile, source, domain_name).variant
+    return RandomMaskConfig(profile.sparsity, profile.scope, f"{seed}/{domain_name}", variant=variant)
 
 
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
@@ -255,9 +283,11 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
         weight = merge_weight(method_name, num_adapters)
     weights = profile.weights or (weight,) * num_adapters
     base = identity(profile.base_model, profile.models_dir)
+    told = weights[:1] if len(set(weights)) == 1 else weights
     variant = _named(
-        mask_variant(profile) if METHODS[method_name].mask_from else "",
-        f"weights {','.join(f'{each:g}' for each in dict.fromkeys(weights))}" if profile.weights else "",
+        *_departures(profile, method_name, profile.domains),
+        f"weights {','.join(f'{each:g}' for each in told)}" if profile.weights else "",
+        f"density {profile.density:g}" if profile.density != DENSITY else "",
         "norms matched" if profile.match_norms else "",
     )
     return MergeConfig(base, merge_method, weights, profile.density, seed, profile.match_norms, variant)

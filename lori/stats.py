@@ -23,7 +23,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 
 from lori.config import CompareConfig
 from lori.domains import Example
-from lori.intervals import MEAN, MINUS, Interval
+from lori.intervals import MEAN, OVER_REFUSAL, Interval, sides
 from lori.scoring import cluster_of, pass_at_k
 
 LEVEL = 0.95
@@ -51,12 +51,12 @@ class Outcomes:
 
 
 def outcomes_of(
-    domain: str, examples: Sequence[Example], records: Mapping[int, Sequence[Mapping[str, Any]]]
+    measure: str, examples: Sequence[Example], records: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> Outcomes:
-    """The headline score of a domain taken apart: what each seed's `records` (lori.evaluation) scored.
+    """The headline score of a domain, or over-refusal, taken apart: what each seed's `records` (evaluation) scored.
 
-    nlu is the mean of its families; of safety's requests the harmful ones count; code's items are their share of
-    passing samples (pass@1).
+    nlu is the mean of its families; of safety's requests the harmful ones count, for over-refusal the others; code's
+    items are their share of passing samples (pass@1).
 
     Raises:
         ValueError: if the records are of other rows than `examples`.
@@ -66,9 +66,9 @@ def outcomes_of(
             raise ValueError(f"The records of seed {seed} are of other rows: give the rows that they were made from.")
     kinds: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        if domain != "safety" or example.answer["harmful"]:
-            kinds.setdefault(example.family if domain == "nlu" else domain, []).append(place)
-    scores = np.array([[_SCORES[domain](record) for record in of_seed] for of_seed in records.values()])
+        if measure not in _OF_HARMFUL or example.answer["harmful"] == _OF_HARMFUL[measure]:
+            kinds.setdefault(example.family if measure == "nlu" else measure, []).append(place)
+    scores = np.array([[_SCORES[measure](record) for record in of_seed] for of_seed in records.values()])
     strata = [
         _stratum([examples[place] for place in kind], scores[:, kind], 1 / len(kinds)) for kind in kinds.values()
     ]
@@ -80,7 +80,9 @@ _SCORES = {
     "math": lambda record: 100.0 * record["correct"],
     "code": lambda record: 100.0 * pass_at_k(record["num_samples"], record["num_correct"], 1),
     "safety": lambda record: 100.0 * record["refused"],
+    OVER_REFUSAL: lambda record: 100.0 * record["refused"],
 }
+_OF_HARMFUL = {"safety": True, OVER_REFUSAL: False}  # which requests count, where not all do
 
 
 def _stratum(examples: Sequence[Example], scores: NDArray[np.float64], weight: float) -> Stratum:
@@ -132,11 +134,12 @@ def at_shared_seeds(one: Outcomes, other: Outcomes) -> tuple[Outcomes, Outcomes]
     if not seeds:
         raise ValueError(f"No pairs: seeds {one.seeds} and {other.seeds} have none in common.")
 
-    def of_seeds(outcomes: Outcomes) -> Outcomes:
-        places = [outcomes.seeds.index(seed) for seed in seeds]
-        return Outcomes(seeds, tuple(replace(s, sums=s.sums[places]) for s in outcomes.strata))
+    return _of_seeds(one, seeds), _of_seeds(other, seeds)
 
-    return of_seeds(one), of_seeds(other)
+
+def _of_seeds(outcomes: Outcomes, seeds: tuple[int, ...]) -> Outcomes:
+    places = [outcomes.seeds.index(seed) for seed in seeds]
+    return Outcomes(seeds, tuple(replace(s, sums=s.sums[places]) for s in outcomes.strata))
 
 
 def _combined(one: Outcomes, other: Outcomes, operation: Callable[[Any, Any], Any]) -> Outcomes:
@@ -201,10 +204,11 @@ def _widening(num_seeds: int) -> float:
 def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, dict[str, Interval]]:
     """By row and pair of `config`: the interval of each domain, and of their `MEAN`.
 
-    `outcomes` are of one seed each, in the order of `config.rows`.
+    `outcomes` are of one seed each, in the order of `config.rows`. A row is of the seeds that all its domains have, a
+    pair of those that both its rows have.
 
     Raises:
-        ValueError: if two rows of a pair have no seed in common, or two domains of a row other seeds.
+        ValueError: if two rows of a pair have no seed in common.
     """
     rows: dict[str, dict[str, Outcomes]] = {}
     for row in dict.fromkeys(config.rows):
@@ -213,12 +217,13 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
         for place in places:
             of_domain = by_domain.setdefault(config.domains[place], {})
             of_domain.setdefault(config.seeds[place], []).append(outcomes[place])
+        shared = sorted(set.intersection(*map(set, by_domain.values())))
         rows[row] = {
-            domain: _of_all_seeds({seed: average(each) for seed, each in of_domain.items()})
+            domain: _of_all_seeds({seed: average(of_domain[seed]) for seed in shared})
             for domain, of_domain in by_domain.items()
         }
     for pair in config.pairs:
-        one, other = (rows[row] for row in pair.split(MINUS))
+        one, other = (rows[side] for side in sides(pair))
         rows[pair] = {domain: difference(*at_shared_seeds(one[domain], other[domain])) for domain in one}
     return {
         name: {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lori.config import CompareConfig, Handle, Runtime
 from lori.data import load_rows
-from lori.intervals import to_metrics
+from lori.intervals import domain_of, to_metrics
 from lori.stats import compare, outcomes_of
 from tasks import tracking
 from tasks.data import ROWS_FILE
@@ -21,9 +21,9 @@ def compare_rows(
     """Intervals of every row and pair of rows, read off the answers that each score was made from."""
     examples = {d.config["domain"]: load_rows(tracking.fetch(runtime, d) / ROWS_FILE) for d in datasets}
     outcomes = []
-    for domain, seed, handle in zip(config.domains, config.seeds, scores, strict=True):
+    for measure, seed, handle in zip(config.domains, config.seeds, scores, strict=True):
         records = read_records(tracking.fetch(runtime, handle) / GENERATIONS)
-        outcomes.append(outcomes_of(domain, examples[domain], {seed: records}))
+        outcomes.append(outcomes_of(measure, examples[domain_of(measure)], {seed: records}))
     intervals = compare(config, outcomes)
     with (
         tracking.logged_run(runtime, key, "intervals", tags={"lori.role": "intervals"}, params=asdict(config)) as run,

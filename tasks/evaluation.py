@@ -11,12 +11,13 @@ from typing import Any
 from lori.adaptation import apply_adapter
 from lori.config import EvalConfig, Handle, Runtime
 from lori.data import load_rows
-from lori.domains import DOMAINS, Example
+from lori.domains import Example
 from lori.evaluation import generate, rescore
 from lori.loading import load_base, load_tokenizer
 from tasks import tracking
 from tasks.catalogue import nominate, write_card
 from tasks.data import ROWS_FILE
+from tasks.paper_tables import validation_score
 
 UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
 GENERATIONS = "generations.jsonl"
@@ -45,11 +46,12 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
         uri, sha256 = tracking.log_directory(runtime, adapter.run_id, directory, f"scores/{place}")
     tracking.link_dataset(runtime, adapter.run_id, dataset, "eval")
     tracking.log_metrics(runtime, adapter.run_id, metrics)
+    scores = Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
     if split == "validation":
-        nominate(adapter, measured[DOMAINS[config.domain].headline], dataset, runtime)
+        nominate(adapter, validation_score(scores)[0], dataset, runtime)
     write_card(adapter, runtime)
     tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
-    return Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
+    return scores
 
 
 def _generate(

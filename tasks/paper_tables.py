@@ -9,7 +9,7 @@ from lori.config import Handle
 from lori.domains import DOMAINS
 from tasks.tables import Estimate, Table, Value, combine, mean_of
 
-OVER_REFUSAL = "safety/over_refusal_rate"
+OVER_REFUSAL_RATE = "safety/over_refusal_rate"
 REFERENCE = "lora"  # the method whose number of trainable entries is 100 %
 UNMERGED = "none"
 # What continual learning measures: the first domain before and after the new one, and the new one
@@ -92,12 +92,12 @@ def _metric_columns(cells: Sequence[Cell]) -> dict[str, str]:
     """The headline metric of each domain that was scored, and over-refusal beside safety, with their titles."""
     found = {name for cell in cells for scores in cell.scores for name in scores.metrics}
     columns = {domain.headline: f"{domain.title} ↑" for domain in DOMAINS.values() if domain.headline in found}
-    return columns | ({OVER_REFUSAL: "Over-refusal ↓"} if OVER_REFUSAL in found else {})
+    return columns | ({OVER_REFUSAL_RATE: "Over-refusal ↓"} if OVER_REFUSAL_RATE in found else {})
 
 
 def _headlines(metrics: Iterable[str]) -> list[str]:
     """Those of them that a mean over domains is of."""
-    return [metric for metric in metrics if metric != OVER_REFUSAL]
+    return [metric for metric in metrics if metric != OVER_REFUSAL_RATE]
 
 
 def _num_trainable(cells: Sequence[Cell]) -> int:
@@ -162,8 +162,8 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
                 "domains": f"{first} → {new}",
                 "first_before": _estimate(before, kept),
                 "first_after": _estimate(after, kept),
-                "over_refusal_before": _estimate(before, OVER_REFUSAL),
-                "over_refusal_after": _estimate(after, OVER_REFUSAL),
+                "over_refusal_before": _estimate(before, OVER_REFUSAL_RATE),
+                "over_refusal_after": _estimate(after, OVER_REFUSAL_RATE),
                 "new_after": _estimate(after, headline),
             }
         )
@@ -223,41 +223,48 @@ def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
 def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """Learning rates: a row a method and factor, with its scores on validation rows, and which one is chosen.
 
-    Safety counts as the mean of refusing what is harmful and helping with what is not. A choice at the edge of what
-    was tried may have a better one beyond it.
+    Only rates that were tried on all domains and seeds are to be chosen from. A choice at the edge of what was tried
+    may have a better one beyond it.
     """
     groups = _group(cells, "method", "factor")
+    tried = ", ".join(dict.fromkeys(factor for _, factor in groups))
+    most = max(map(len, groups.values()), default=0)
     rows: list[dict[str, Value]] = []
     for (method, factor), group in groups.items():
         by_seed = _group(group, "seed")
         means = [
-            mean_of([_validation(each) for cell in of_seed for each in cell.scores]) for of_seed in by_seed.values()
+            mean_of([validation_score(each) for cell in of_seed for each in cell.scores])
+            for of_seed in by_seed.values()
         ]
         rates = dict.fromkeys(str(cell.row["rate"]) for cell in group)
-        row: dict[str, Value] = {"method": method, "factor": factor, "rate": ", ".join(rates)}
+        row: dict[str, Value] = {"method": method, "factor": factor, "of": tried, "rate": ", ".join(rates)}
         for (domain,), of_domain in _group(group, "domain").items():
-            row[f"{domain}/validation"] = _combined(_validation(each) for cell in of_domain for each in cell.scores)
-        rows.append({**row, "mean": _combined(means)})
+            scored = [validation_score(each) for cell in of_domain for each in cell.scores]
+            row[f"{domain}/validation"] = _combined(scored)
+        rows.append({**row, "mean": _combined(means) if len(group) == most else None})
     for row in rows:
-        rivals = {float(str(r["factor"])): r["mean"] for r in rows if r["method"] == row["method"]}
+        rivals = {float(str(r["factor"])): r["mean"] for r in rows if r["method"] == row["method"] and r["mean"]}
         factor = float(str(row["factor"]))
-        row["chosen"] = factor == max(rivals, key=lambda rival: _mean(rivals[rival]))
+        row["chosen"] = factor in rivals and factor == max(rivals, key=lambda rival: _mean(rivals[rival]))
         row["edge"] = bool(row["chosen"]) and len(rivals) > 1 and factor in (min(rivals), max(rivals))
-    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate"}
+    columns = {"method": "Method", "factor": "Factor", "of": "of", "rate": "Learning rate"}
     scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
     columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
     columns |= {"mean": "Mean on validation rows ↑", "chosen": "Chosen", "edge": "at the edge"}
     return Table("Learning rates", columns, rows, [*map(_models, groups.values())])
 
 
-def _validation(scores: Handle) -> tuple[float, float]:
-    """A domain's score on validation rows and its standard error, in percent."""
+def validation_score(scores: Handle) -> tuple[float, float]:
+    """What adapters are chosen by, and its standard error: a domain's headline metric on validation rows, in percent.
+
+    Safety's is the mean of refusing what is harmful and helping with what is not: who refuses all is not the best.
+    """
     found = {name.removeprefix("validation/"): value for name, value in scores.metrics.items()}
     headline = DOMAINS[scores.config["domain"]].headline
     score, error = found[headline], found[f"{headline}_se"]
-    if OVER_REFUSAL not in found:
+    if OVER_REFUSAL_RATE not in found:
         return score, error
-    return mean_of([(score, error), (100 - found[OVER_REFUSAL], found[f"{OVER_REFUSAL}_se"])])
+    return mean_of([(score, error), (100 - found[OVER_REFUSAL_RATE], found[f"{OVER_REFUSAL_RATE}_se"])])
 
 
 def _combined(scores: Iterable[tuple[float, float]]) -> Estimate:
@@ -289,13 +296,13 @@ def all_metrics(cells: Sequence[Cell]) -> Table:
             "adapter": cell.adapter.name,
             "run_id": scores.run_id,
             "metric": metric,
-            "value": repr(value),
+            "measured": repr(value),
         }
         for cell in cells
         for scores in cell.scores
         for metric, value in scores.metrics.items()
     ]
-    names = ["table", *labels, "adapter", "run_id", "metric", "value"]
+    names = ["table", *labels, "adapter", "run_id", "metric", "measured"]
     return Table("All metrics", {name: name for name in names}, rows)
 
 

@@ -3,7 +3,9 @@
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
@@ -33,8 +35,16 @@ def check_push(namespace: str) -> None:
     names = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     if namespace not in names:
         raise ValueError(f"push_to={namespace}: HF_TOKEN is of {', '.join(names)}. Name one of them.")
-    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+    if not _may_write(user.get("auth", {}).get("accessToken", {}), namespace):
         raise ValueError(NO_TOKEN.format(namespace=namespace) + " This one can only read.")
+
+
+def _may_write(token: Mapping[str, Any], namespace: str) -> bool:
+    """What the hub says of a token: `read`, `write`, or `fineGrained` with what it may do to whose repositories."""
+    if token.get("role") != "fineGrained":
+        return token.get("role") != "read"
+    scopes = token.get("fineGrained", {}).get("scoped", [])
+    return any(scope["entity"].get("name") == namespace and "repo.write" in scope["permissions"] for scope in scopes)
 
 
 def push(adapter: Handle, namespace: str, runtime: Runtime) -> str | None:

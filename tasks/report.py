@@ -54,10 +54,11 @@ TOLD = {  # under a table's heading
 COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
-In brackets are 95 % intervals, from a bootstrap over seeds and test questions where rows are compared; elsewhere, as
-for over-refusal, 1.96 standard errors to each side, √(s²/n + mean of the n seeds' squared errors), with s the standard
-deviation between seeds (all answer the same questions, so that the sampling part does not shrink with n). A mean over
-domains is of their own metrics, without over-refusal. One seed's interval is of the questions alone."""
+In brackets are 95 % intervals, from a bootstrap over seeds and test questions where rows are compared, as wide for few
+seeds as Student's t asks for; elsewhere 1.96 standard errors to each side, √(s²/n + mean of the n seeds' squared
+errors), with s the standard deviation between seeds (all answer the same questions, so that the sampling part does not
+shrink with n). A mean over domains is of their own metrics, without over-refusal. One seed's interval is of the
+questions alone."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def write_report(
     """The report of `cells` as a run of its own, and its Markdown: first of all what it says of the paper's claims.
 
     The same settings and tables find the same run again and replace its files. `settings` are those of
-    `study_settings` and, in `EFFORT`, what the flow run took, which is no part of the report's identity. No report is
-    compared with one that is not `is_complete`.
+    `study_settings`, what else the flow run was asked for and, in `EFFORT`, what it took, which is no part of the
+    report's identity. No report is compared with one that is not `is_complete`.
     """
     tables = {name: build(of_table(cells, name), cells) for name, build in TABLES.items()}
     about = {name: value for name, value in canonical(settings).items() if name not in EFFORT}
@@ -145,7 +146,10 @@ def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) ->
 
 
 def _illustrated(markdown: str, tables: Mapping[str, Table], figures: Mapping[str, str]) -> str:
-    """With each figure under its table's heading."""
+    """With each figure under its table's heading, and a link to all of them."""
+    if figures:
+        first = markdown.index("\n\n## ")
+        markdown = f"{markdown[:first]}\n\n{FIGURES}{markdown[first:]}"
     for name, file in figures.items():
         title = tables[UNDER.get(name, name)].title
         heading, caption = f"## {title}\n\n", f"{title}, with 95 % intervals"
@@ -180,7 +184,7 @@ def _headline(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
         facts.append(f"{cells_made} in {_duration(settings['wall_seconds'])} by the flow run that wrote this")
     adapters = {cell.adapter.run_id: cell.adapter for cell in cells}.values()
     trained = sum(adapter.metrics.get("train_seconds", 0.0) for adapter in adapters)
-    return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}. {FIGURES}"
+    return f"{', '.join(facts)}; training alone, over all adapters, {_duration(trained)}."
 
 
 def _recipe_table(cells: Sequence[Cell]) -> Table:

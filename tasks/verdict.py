@@ -8,16 +8,16 @@ from dataclasses import replace
 from lori.claims import CLAIMS, MIN_SEEDS, OPEN, Finding, judge
 from lori.config import Handle, Runtime
 from lori.domains import DOMAINS
-from lori.intervals import MEAN, MINUS, Interval, Intervals, from_metrics
+from lori.intervals import MEAN, MINUS, OVER_REFUSAL, Interval, Intervals, from_metrics
 from tasks import tracking
-from tasks.paper_tables import BEFORE, KEPT, LEARNED, UNMERGED, ablation_name
+from tasks.paper_tables import BEFORE, KEPT, LEARNED, OVER_REFUSAL_RATE, UNMERGED, ablation_name
 from tasks.tables import Estimate, Table, Value
 
 VERDICT = f"""\
 A claim is judged by rules that were fixed before the run (`lori/claims.py`): a difference of means over domains and
 its 95 % interval over seeds and test questions, paired by both. With fewer than {MIN_SEEDS} seeds nothing is
 decided. Under a claim, with no rule, is what tells why: a control less what it controls, which differs from it in one
-thing."""
+thing; and what else is to be known of it (of over-refusal, less is better)."""
 
 
 INTERVALS = "intervals.json"
@@ -29,13 +29,14 @@ def read_intervals(handle: Handle, runtime: Runtime) -> Intervals:
 
 
 def verdict_table(intervals: Intervals) -> Table:
-    """A row for every rule of every claim whose rows were computed."""
+    """A row for every rule of every claim, and what else of it was computed; none where no rule's rows were."""
     rows: list[dict[str, Value]] = []
-    for claim in CLAIMS:
+    is_judged = any(rule.pair in intervals for claim in CLAIMS for rule in claim.rules)
+    for claim in CLAIMS if is_judged else ():
         verdict, findings = judge(claim, intervals)
-        rows += [_row(claim.text, verdict, finding) for finding in findings if finding.interval]
-        found = {pair: intervals[pair][MEAN] for pair in claim.controls if pair in intervals}
-        rows += [_control(pair, interval) for pair, interval in found.items()] if rows else []
+        rows += [_row(claim.text, verdict, finding) for finding in findings]
+        for told, pairs in (("– why", claim.controls), ("– beside", claim.beside)):
+            rows += [_unjudged(told, pair, intervals[pair][MEAN]) for pair in pairs if pair in intervals]
     columns = {
         "claim": "Claim",
         "verdict": "Verdict",
@@ -60,12 +61,20 @@ def _row(text: str, verdict: str, finding: Finding) -> dict[str, Value]:
     }
 
 
-def _control(pair: str, interval: Interval) -> dict[str, Value]:
-    """Not judged: whether 0 lies within its interval is what it says."""
-    is_known = math.isfinite(interval.low)
-    differs = "differs" if interval.low > 0 or interval.high < 0 else "no difference seen" if is_known else OPEN
-    told = {"pair": pair, "difference": interval, "needed": "", "rule": differs, "seeds": interval.num_seeds}
-    return {"claim": "– why", "verdict": "", **told}
+def _unjudged(told: str, pair: str, interval: Interval) -> dict[str, Value]:
+    """With no rule: whether 0 lies within its interval is what it says."""
+    differs = "differs" if interval.low > 0 or interval.high < 0 else "no difference seen"
+    is_known = interval.num_seeds >= MIN_SEEDS and math.isfinite(interval.low)
+    rule = differs if is_known else OPEN
+    return {
+        "claim": told,
+        "verdict": "",
+        "pair": pair,
+        "difference": interval,
+        "needed": "",
+        "rule": rule,
+        "seeds": interval.num_seeds,
+    }
 
 
 def with_intervals(name: str, table: Table, intervals: Intervals) -> Table:
@@ -85,15 +94,17 @@ def _place(table: str, row: Mapping[str, Value], column: str) -> tuple[str, str]
         return {
             "first_before": (f"{method} {BEFORE}", first),
             "first_after": (f"{method} {KEPT} {new}", first),
+            "over_refusal_before": (f"{method} {BEFORE} {OVER_REFUSAL}", OVER_REFUSAL),
+            "over_refusal_after": (f"{method} {KEPT} {new} {OVER_REFUSAL}", OVER_REFUSAL),
             "new_after": (f"{method} {LEARNED} {new}", new),
         }.get(column)
-    domain = headlines.get(column) or (MEAN if column == "mean" else None)
+    domain = {**headlines, OVER_REFUSAL_RATE: OVER_REFUSAL, MEAN: MEAN}.get(column)
     if table == "ablations":
         name = ablation_name(row)
     else:
         merge = str(row.get("merge", UNMERGED)).partition(" ")[0]
         name = method if merge == UNMERGED else f"{method} {merge}"
-    return (name, domain) if domain else None
+    return (f"{name} {domain}" if domain == OVER_REFUSAL else name, domain) if domain else None
 
 
 def _with_ends(value: Value, place: tuple[str, str] | None, intervals: Intervals) -> Value:

@@ -26,7 +26,7 @@ from tasks.result_rows import log_rows
 from tasks.steps import Job
 from tasks.tables import Estimate, Table
 
-NAME = f"lori-scale-r{PROFILES['smoke'].rank}.lori-d.nlu"
+NAME = f"lori-scale-r{PROFILES['smoke'].rank}.lori-d-4_steps.nlu"
 ROOT = Path(__file__).parents[1]
 VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())
 

@@ -69,10 +69,10 @@ def test_another_sparsity_trains_only_what_the_mask_touches_again(paper: dict[st
     adapt(profile="smoke", domains=["nlu"], sparsity=0.5)
     assert computed() == [
         "compare all rows",
-        "evaluate lori-s nlu  seed 0  sparsity 0.5  on nlu",
-        "evaluate lori-s nlu  seed 0  sparsity 0.5  on nlu validation",
-        "mask lori-d nlu  seed 0  sparsity 0.5 model",
-        "train lori-s nlu  seed 0  sparsity 0.5",
+        "evaluate lori-s nlu  seed 0  4 steps sparsity 0.5  on nlu",
+        "evaluate lori-s nlu  seed 0  4 steps sparsity 0.5  on nlu validation",
+        "mask lori-d nlu  seed 0  4 steps  sparsity 0.5 model",
+        "train lori-s nlu  seed 0  4 steps sparsity 0.5",
     ]
 
 
@@ -82,9 +82,9 @@ def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_us
     done = ablate(profile="smoke", domains=["nlu"], sparsities=[0.8, 0.9], scopes=[], ranks=[], calibration_rows=[])
     assert computed() == [
         "compare all rows",
-        "evaluate lori-s nlu  seed 0  sparsity 0.8  on nlu",
-        "mask lori-d nlu  seed 0  sparsity 0.8 model",
-        "train lori-s nlu  seed 0  sparsity 0.8",
+        "evaluate lori-s nlu  seed 0  4 steps sparsity 0.8  on nlu",
+        "mask lori-d nlu  seed 0  4 steps  sparsity 0.8 model",
+        "train lori-s nlu  seed 0  4 steps sparsity 0.8",
     ]
     assert done["cached"] > 0
     client = MlflowClient(local_runtime().tracking_uri)
@@ -103,8 +103,8 @@ def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
 ) -> None:
     sweep(profile="smoke", domains=["nlu"], methods=["base", "lori-d"], factors=[0.5, 1])
     assert computed() == [
-        "evaluate lori-d nlu  seed 0  rate 0.005  on nlu validation",
-        "train lori-d nlu  seed 0  rate 0.005",
+        "evaluate lori-d nlu  seed 0  4 steps rate 0.005  on nlu validation",
+        "train lori-d nlu  seed 0  4 steps rate 0.005",
     ]
     client = MlflowClient(local_runtime().tracking_uri)
     experiment = client.get_experiment_by_name("lori")
@@ -125,6 +125,10 @@ def test_a_sweep_without_validation_rows_is_refused(state_dir: Path) -> None:
 def test_a_wrong_setting_of_an_ablation_is_refused_before_anything_starts(state_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"0 <= sparsity < 1"):
         ablate(profile="smoke", sparsities=[0.5, 1.0])
+    with pytest.raises(ValueError, match=r"calibration_rows is at least a batch"):
+        ablate(profile="smoke", continual_rows=[3])
+    with pytest.raises(ValueError, match=r"No merge weight for \('rslora'"):
+        ablate(profile="smoke", methods=["rslora"])
 
 
 def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
@@ -139,7 +143,7 @@ def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
     client.delete_logged_model(model.model_id)
 
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
-    assert computed() == ["compare all rows", "train lora nlu  seed 0"]  # these two alone were not compared before
+    assert computed() == ["compare all rows", "train lora nlu  seed 0  4 steps"]  # these two were not compared before
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"])
     assert computed() == []
 
@@ -152,7 +156,7 @@ def test_a_record_that_was_cut_short_is_made_again_once(paper: dict[str, int], c
     record.write_bytes(b"")
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
-    assert computed().count("train lora nlu  seed 5") == 2  # at first, and after the cut
+    assert computed().count("train lora nlu  seed 5  4 steps") == 2  # at first, and after the cut
 
 
 def test_a_flow_that_has_nothing_to_do_says_so_instead_of_completing(state_dir: Path) -> None:
@@ -165,15 +169,16 @@ def test_a_bug_is_not_retried_and_the_other_cells_go_on(
 ) -> None:
     monkeypatch.setitem(STEPS, "merge", replace(STEPS["merge"], body=f"{__name__}:broken_merge", version=9))
     BROKEN.clear()
-    with pytest.raises(FailedRun, match="merge lora ties  seed 0: ZeroDivisionError"):
+    with pytest.raises(FailedRun, match="merge lora ties  seed 0  4 steps: ZeroDivisionError"):
         full_paper(profile="smoke", merge_methods=["ties"])
     printed = capsys.readouterr().out
     assert len(BROKEN) == 3  # lora, dora, lori-s: each once
     assert "not started: a cell that it needs failed" in printed
     assert "in broken_merge" in printed  # the traceback
-    assert "evaluate lori-s nlu  seed 0  on nlu  cached" in printed
+    assert "evaluate lori-s nlu  seed 0  4 steps  on nlu  cached" in printed
     assert "One adapter per domain" in report_of("smoke")
     assert "merged into one" not in report_of("smoke")
+    assert "| lori-s − lora |" in report_of("smoke")  # the rows that are there are compared
 
 
 def test_completions_whose_scoring_failed_are_scored_and_not_made_again(
@@ -199,9 +204,9 @@ def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
 ) -> None:
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lora"])
     assert computed() == [
-        "evaluate lora nlu  seed 0  on nlu",
-        "evaluate lora nlu  seed 0  on nlu validation",
-        "train lora nlu  seed 0",
+        "evaluate lora nlu  seed 0  4 steps  on nlu",
+        "evaluate lora nlu  seed 0  4 steps  on nlu validation",
+        "train lora nlu  seed 0  4 steps",
     ]
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["all"])
     assert len(computed()) == 6  # its rows of three splits, it, and its scores on two
@@ -253,9 +258,9 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
     pool.close_shared_pool()
     assert killed
     assert computed() == [
-        "evaluate lora nlu  seed 0  on nlu",
-        "evaluate lora nlu  seed 0  on nlu validation",
-        "train lora nlu  seed 0",
+        "evaluate lora nlu  seed 0  4 steps  on nlu",
+        "evaluate lora nlu  seed 0  4 steps  on nlu validation",
+        "train lora nlu  seed 0  4 steps",
     ]
 
 

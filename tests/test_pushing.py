@@ -27,6 +27,22 @@ for namespace, token in json.load(sys.stdin):
 USERS = {
     "writer": {"name": "me", "orgs": [{"name": "lab"}, {"name": "full"}], "auth": {"accessToken": {"role": "write"}}},
     "reader": {"name": "me", "orgs": [], "auth": {"accessToken": {"role": "read"}}},
+    "labs": {
+        "name": "me",
+        "orgs": [{"name": "lab"}],
+        "auth": {
+            "accessToken": {
+                "role": "fineGrained",
+                "fineGrained": {
+                    "global": [],
+                    "scoped": [
+                        {"entity": {"type": "user", "name": "me"}, "permissions": ["repo.content.read"]},
+                        {"entity": {"type": "org", "name": "lab"}, "permissions": ["repo.content.read", "repo.write"]},
+                    ],
+                },
+            }
+        },
+    },
 }
 
 
@@ -97,7 +113,8 @@ def test_adapters_are_pushed_with_their_card_by_who_may(hub: str, prefect_api: N
         ("me", "forged"),
         ("me", "reader"),
         ("other", "writer"),
-        ("lab", "writer"),
+        ("me", "labs"),
+        ("lab", "labs"),
         ("full", "writer"),
     ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LORI_", "MLFLOW_"))}
@@ -110,16 +127,17 @@ def test_adapters_are_pushed_with_their_card_by_who_may(hub: str, prefect_api: N
     )
     answers = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     assert len(answers) == len(asked), done.stderr[-3000:]
-    without, forged, reader, stranger, pushed, refused = answers
+    without, forged, reader, stranger, elsewhere, pushed, refused = answers
     assert without.endswith("push_to=me needs a token that may write there: set HF_TOKEN, or leave push_to out.")
     assert "The hub refuses HF_TOKEN, and push_to=me needs it" in forged
     assert reader.endswith("This one can only read.")
+    assert elsewhere == reader
     assert stranger.endswith("push_to=other: HF_TOKEN is of me, lab, full. Name one of them.")
     assert pushed["cached"] == 0, f"{pushed}: an earlier one has computed although nothing may be pushed"
     assert refused.startswith("0 cells computed")
-    assert "push lora-nlu-seed0: " in refused
+    assert "push lora-nlu-seed0-4_steps: " in refused
 
-    name = "lori-scale-r6.lora.nlu-seed-0"
+    name = "lori-scale-r6.lora-4_steps.nlu-seed-0"
     assert [(repo["organization"], repo["name"], repo["visibility"]) for repo in WritableHub.created] == [
         ("lab", name, "private")
     ]

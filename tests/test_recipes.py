@@ -8,7 +8,15 @@ from rows import real_data_dir
 from lori.domains import DOMAINS
 from lori.methods import METHODS
 from lori.profiles import CONTROLS
-from lori.recipes import data_config, eval_config, mask_config, merge_config, profile, train_config
+from lori.recipes import (
+    data_config,
+    eval_config,
+    mask_config,
+    merge_config,
+    profile,
+    random_mask_config,
+    train_config,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +141,31 @@ def test_what_departs_from_the_recipe_is_named_so_that_it_is_taken_for_nothing_e
     changed = profile("scale", sparsity=0.5, calibration_rows=48, learning_rates={"lora": 0.001, "lori-s": 0.04})
     named = {name: train_config(changed, name, "math", 0).variant for name in ("lora", "lori-d", "lori-s")}
     assert named == {"lora": "rate 0.001", "lori-d": "", "lori-s": "sparsity 0.5 calibration 48"}
-    assert mask_config(changed).variant == "sparsity 0.5 calibration 48"
+    assert mask_config(changed, "lori-d", "math").variant == "sparsity 0.5 calibration 48"
+    assert random_mask_config(changed, "lori-d", "math", 0).variant == "sparsity 0.5 calibration 48"
     assert train_config(usual, "lora", "math", 0, 96).variant == "96 rows"
     assert data_config(usual, "math", "train", 96).num_rows == 96
     weighted = profile("scale", weights=[0.5] * 4, match_norms=True)
     assert merge_config(weighted, "lora", "concat", 0).variant == "weights 0.5 norms matched"
     assert merge_config(usual, "lora", "concat", 0).variant == ""
+    uneven = profile("scale", weights=[1.0, 0.5, 1.0, 1.0], density=0.5)
+    assert merge_config(uneven, "lora", "ties", 0).variant == "weights 1,0.5,1,1 density 0.5"
+    assert train_config(profile("smoke"), "lori-s", "nlu", 0).variant == "4 steps"
+    assert mask_config(profile("smoke"), "lori-d", "nlu").variant == "4 steps"
+    assert train_config(profile("paper"), "lori-s", "nlu", 0).variant == ""
+
+
+def test_other_rates_are_named_in_all_that_comes_of_them_and_a_control_may_have_its_own():
+    changed = profile("scale", learning_rates={"lora": 0.001, "lori-d": 0.02, "lori-d-trained-a": 0.005})
+    trained = {name: train_config(changed, name, "math", 0) for name in METHODS if name != "base"}
+    rates = {name: config.learning_rate for name, config in trained.items()}
+    assert (rates["lora"], rates["lori-d"], rates["lori-d-trained-a"]) == (0.001, 0.02, 0.005)
+    assert rates["lori-d-shared-a"] == 0.02  # of what it controls
+    assert trained["lori-d-shared-a"].variant == "rate 0.02"
+    assert trained["lori-s"].variant == "lori-d rate 0.02"
+    assert trained["lori-s-trained-a"].variant == "lori-d-trained-a rate 0.005 lora rate 0.001"
+    assert mask_config(changed, "lori-d", "math").variant == "rate 0.02"
+    assert merge_config(changed, "lori-s", "concat", 0).variant == "lori-d rate 0.02"
 
 
 def test_the_controls_are_all_of_them():

@@ -30,7 +30,7 @@ from tasks.cells import Cells
 from tasks.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.interference_table import Pairs
 from tasks.matched import matched_table
-from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table
+from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table, sweep_table
 from tasks.report import Analyses, Cell, write_report
 from tasks.report_html import to_html
 from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
@@ -239,6 +239,32 @@ def test_what_is_kept_is_compared_where_all_have_learned_as_much() -> None:
     assert matched_table(Table("", {}, [{"method": "lora", "setting": "rank"}])).rows == []
 
 
+def test_a_rate_is_chosen_by_refusing_and_helping_among_those_tried_on_everything() -> None:
+    def tried(factor: str, domain: str, value: float, **more: float) -> Cell:
+        metrics = {f"validation/{name}": score for name, score in {**measured(domain, value), **more}.items()}
+        made = Handle("scores", "key", "scores", "run", "runs:/run/scores", "0", metrics, {"domain": domain})
+        labels = {"method": "lora", "factor": factor, "rate": f"0.00{factor}", "domain": domain, "seed": 0}
+        return Cell("sweep", labels, adapter("run"), [made])
+
+    def measured(domain: str, value: float) -> dict[str, float]:
+        return {HEADLINES[domain]: value, f"{HEADLINES[domain]}_se": 1.0}
+
+    over_refusal = {f"validation/safety/over_refusal_rate{end}": value for end, value in (("", 100.0), ("_se", 1.0))}
+    cells = [
+        tried("1", "math", 60.0),
+        tried("1", "safety", 80.0),
+        tried("2", "math", 60.0),
+        tried("2", "safety", 100.0, **{name.removeprefix("validation/"): each for name, each in over_refusal.items()}),
+        tried("4", "math", 99.0),  # its other score failed
+    ]
+    rows = {row["factor"]: row for row in sweep_table(cells, cells).rows}
+    assert {factor: row["chosen"] for factor, row in rows.items()} == {"1": True, "2": False, "4": False}
+    assert rows["2"]["safety/validation"] == Estimate(50.0, math.sqrt(2) / 2, 1)  # refuses all: half of it is right
+    assert rows["1"]["edge"]
+    assert rows["4"]["mean"] is None
+    assert {row["of"] for row in rows.values()} == {"1, 2, 4"}
+
+
 def test_a_merge_of_the_ablations_has_a_norm_and_no_entries_that_train() -> None:
     labels = {"method": "lora", "setting": "weight of concat", "value": "0.5", "seed": 0}
     made = Handle("adapter", "key", "merge", "merge", "models:/m-1", "0", {"update_norm": 3.25}, {})
@@ -258,7 +284,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()
-    assert re.sub(r"!\[.*\n\n", "", text) == markdown
+    assert re.sub(r"(!\[|All figures).*\n\n", "", text) == markdown  # Prefect has no place for pictures
     assert not tracking.is_available(sqlite_store.runtime, first)
 
 
@@ -309,15 +335,25 @@ def test_cells_csv_has_every_metric_of_every_seed(sqlite_store: Store, cells: li
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(cells)  # a value and its error each
     assert lines[0]["metric"] == "nlu/accuracy"
-    assert (lines[0]["value"], lines[0]["seed"], lines[0]["run_id"]) == ("78.0", "0", cells[0].adapter.run_id)
+    assert (lines[0]["measured"], lines[0]["seed"], lines[0]["run_id"]) == ("78.0", "0", cells[0].adapter.run_id)
+
+
+def test_cells_csv_tells_the_value_of_a_setting_from_what_was_measured(sqlite_store: Store, cells: list[Cell]) -> None:
+    labels = {**cells[0].row, "setting": "sparsity", "value": "0.5"}
+    handle, _ = report(sqlite_store, [replace(cells[0], table="ablations", row=labels)])
+    with (tracking.fetch(sqlite_store.runtime, handle) / "cells.csv").open() as file:
+        line, *_ = csv.DictReader(file)
+    assert (line["value"], line["measured"]) == ("0.5", "78.0")
 
 
 INTERVALS = {
     "lori-d": {"nlu": Interval(85.0, 82.0, 88.0, 5), "mean": Interval(85.0, 82.0, 88.0, 5)},
     "lori-d − lora": {"nlu": Interval(1.0, -1.5, 2.5, 5), "mean": Interval(1.0, -1.5, 2.5, 5)},
     "lori-s − lora": {"nlu": Interval(3.0, 1.0, 5.0, 5), "mean": Interval(3.0, 1.0, 5.0, 5)},
-    "lori-s-fresh-a − lori-s": {"mean": Interval(-4.0, -6.0, -2.0, 2)},
-    "lori-s-trained-a − lori-s": {"mean": Interval(-1.0, -3.0, 1.0, 2)},
+    "lori-s-fresh-a − lori-s": {"mean": Interval(-4.0, -6.0, -2.0, 5)},
+    "lori-s-trained-a − lori-s": {"mean": Interval(-1.0, -3.0, 1.0, 5)},
+    "lori-s-random-mask − lori-s": {"mean": Interval(-4.0, -6.0, -2.0, 4)},
+    "lori-s − dora": {"mean": Interval(1.0, 0.5, 1.5, 5)},
     "lori-s kept − lora kept": {"safety": Interval(9.0, 2.0, 16.0, 4), "mean": Interval(9.0, 2.0, 16.0, 4)},
 }
 
@@ -332,10 +368,13 @@ def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
     assert [line.split(" | ")[1:] for line in claims] == [
         ["cannot tell", "lori-d − lora", "+1.0 [-1.5, +2.5]", "> -1", "cannot tell", "5 |"],
         ["cannot tell", "lori-s − lora", "+3.0 [+1.0, +5.0]", "> -1", "holds", "5 |"],
+        ["cannot tell", "lori-d concat − lora concat", "–", "> 0", "cannot tell", "– |"],  # not computed
         ["cannot tell", "lori-s kept − lora kept", "+9.0 [+2.0, +16.0]", "> 0", "cannot tell", "4 |"],  # too few seeds
     ]
-    assert "| – why |  | lori-s-fresh-a − lori-s | -4.0 [-6.0, -2.0] |  | differs | 2 |" in markdown
-    assert "| – why |  | lori-s-trained-a − lori-s | -1.0 [-3.0, +1.0] |  | no difference seen | 2 |" in markdown
+    assert "| – why |  | lori-s-fresh-a − lori-s | -4.0 [-6.0, -2.0] |  | differs | 5 |" in markdown
+    assert "| – why |  | lori-s-trained-a − lori-s | -1.0 [-3.0, +1.0] |  | no difference seen | 5 |" in markdown
+    assert "| – why |  | lori-s-random-mask − lori-s | -4.0 [-6.0, -2.0] |  | cannot tell | 4 |" in markdown
+    assert "| – beside |  | lori-s − dora | +1.0 [+0.5, +1.5] |  | differs | 5 |" in markdown
     assert "| lori-s kept − lora kept | – | +9.0 [+2.0, +16.0] | +9.0 [+2.0, +16.0] |" in markdown
     files = tracking.fetch(sqlite_store.runtime, handle)
     with (files / "differences.csv").open() as file:
@@ -426,7 +465,22 @@ def test_every_rule_and_control_is_a_difference_that_the_flow_of_the_claims_asks
     stages = (single_domain, merging, continual_learning, lambda study: controls(study, None))
     asked: Any = comparison(study.cells, [row for stage in stages for row in stage(study)])
     for claim in CLAIMS:
-        assert {*(rule.pair for rule in claim.rules), *claim.controls} <= set(asked.config.pairs), claim.text
+        assert set(claim.pairs) <= set(asked.config.pairs), claim.text
+
+
+def test_rows_that_are_missing_take_no_comparison_from_the_others() -> None:
+    chosen = profile("scale", domains=["nlu", "math"], methods=["lora", "lori-d", "lori-s"], seeds=[0, 1])
+    cells = Cells(submit=note_cell)
+    rows = single_domain(Study(chosen, Hardware(), plan_only=True, cells=cells))
+    one_seed = {"method": "lori-s", "domain": "math", "seed": 1}
+    left = [
+        row
+        for row in rows
+        if row.labels != one_seed and (row.labels["method"], row.labels["domain"]) != ("lori-d", "nlu")
+    ]
+    asked: Any = comparison(cells, left)
+    assert asked.config.pairs == ("lori-s − lora",)  # lori-d has one domain less
+    assert comparison(cells, [row for row in left if row.labels["method"] == "lori-d"]) is None
 
 
 def test_intervals_are_flat_numbers_and_what_has_no_ends_stays_without() -> None:

@@ -137,15 +137,21 @@ ROWS = {
 RESPONSES = {"nlu": ["true", "false"], "math": ["The final answer is: 1", "no"], "safety": ["I cannot", "Sure"]}
 
 
-@pytest.mark.parametrize("domain", ROWS)
-def test_the_score_and_its_error_are_those_of_the_scorer(domain: str) -> None:
+@pytest.mark.parametrize("measure", [*ROWS, "over-refusal"])
+def test_the_score_is_that_of_the_scorer(measure: str) -> None:
+    domain = "safety" if measure == "over-refusal" else measure
     rows, scorer = ROWS[domain], SCORERS[domain]
     texts = [[RESPONSES[domain][n % 5 > 1]] for n in range(len(rows))]
     scores = scorer.score(rows, texts)
     metrics = scorer.summarise(rows, scores)
-    headline = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}[domain]
+    metric = {
+        "nlu": "nlu/accuracy",
+        "math": "math/accuracy",
+        "safety": "safety/refusal_rate",
+        "over-refusal": "safety/over_refusal_rate",
+    }[measure]
     records = [{"id": row.id, **score} for row, score in zip(rows, scores, strict=True)]
-    assert score_of(outcomes_of(domain, rows, {7: records})) == pytest.approx(metrics[headline])
+    assert score_of(outcomes_of(measure, rows, {7: records})) == pytest.approx(metrics[metric])
 
 
 def test_a_program_counts_by_the_share_of_its_samples_that_pass() -> None:
@@ -199,6 +205,29 @@ def test_a_pair_is_compared_at_the_seeds_that_both_have() -> None:
     config = compare_config(rows=names, domains=["nlu"] * 5, seeds=seeds, pairs=["b − a"])
     found = compare(config, measured)["b − a"]["nlu"]
     assert (found.num_seeds, found.mean) == (2, pytest.approx(b.mean() - a[1:].mean()))
+
+
+def test_a_difference_of_differences_is_paired_too() -> None:
+    found = {name: coin_flips(place, (2, 80)) for place, name in enumerate(("a", "b", "c", "d"))}
+    measured = [single_seed(scores[seed], seed) for scores in found.values() for seed in (0, 1)]
+    names, pairs = [name for name in found for _ in (0, 1)], ["a − b", "c − d", "a − b less c − d"]
+    config = compare_config(rows=names, domains=["nlu"] * 8, seeds=[0, 1] * 4, pairs=pairs)
+    each = compare(config, measured)["a − b less c − d"]["nlu"]
+    means = {name: scores.mean() for name, scores in found.items()}
+    assert each.mean == pytest.approx(means["a"] - means["b"] - means["c"] + means["d"])
+    combined = outcomes(found["a"] - found["b"] - found["c"] + found["d"])
+    assert (each.low, each.high) == pytest.approx((interval(combined).low, interval(combined).high))
+
+
+def test_a_row_is_of_the_seeds_that_all_its_domains_have() -> None:
+    nlu, math_scores = coin_flips(0, (3, 50)), coin_flips(1, (2, 50))
+    measured = [single_seed(nlu[seed], seed) for seed in range(3)] + [
+        single_seed(math_scores[place], seed) for place, seed in enumerate((2, 1))
+    ]
+    domains, seeds = ["nlu"] * 3 + ["math"] * 2, [0, 1, 2, 2, 1]
+    found = compare(compare_config(rows=["a"] * 5, domains=domains, seeds=seeds, pairs=[]), measured)["a"]
+    assert {domain: each.num_seeds for domain, each in found.items()} == {"nlu": 2, "math": 2, "mean": 2}
+    assert found["nlu"].mean == pytest.approx(nlu[1:].mean())
 
 
 def test_a_pair_of_other_seeds_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_a_process_gives_what_this_one_gives_and_tells_how_far_it_is(inline: Han
     assert done.handle.sha256 == inline.sha256
     assert heard.lines[0] == "train lori-d nlu on cpu0"
     last = heard.points[-1]
-    assert (last["what"], last["done"], last["total"]) == ("train lori-d-nlu-seed0", 30, 30)
+    assert (last["what"], last["done"], last["total"]) == ("train lori-d-nlu-seed0-30_steps", 30, 30)
     assert last["loss"] == pytest.approx(inline.metrics["final_loss"])
 
 

@@ -15,12 +15,12 @@ TITLES = [
     "dataset nlu train",
     "dataset nlu validation",
     "evaluate base nlu  seed 0  on nlu",
-    "evaluate lori-s nlu  seed 0  on nlu",
-    "evaluate lori-s nlu  seed 0  on nlu validation",
-    "mask lori-d nlu  seed 0  sparsity 0.9 model",
+    "evaluate lori-s nlu  seed 0  4 steps  on nlu",
+    "evaluate lori-s nlu  seed 0  4 steps  on nlu validation",
+    "mask lori-d nlu  seed 0  4 steps  sparsity 0.9 model",
     "train base nlu  seed 0",
-    "train lori-d nlu  seed 0",
-    "train lori-s nlu  seed 0",
+    "train lori-d nlu  seed 0  4 steps",
+    "train lori-s nlu  seed 0  4 steps",
 ]
 
 
@@ -54,7 +54,7 @@ def test_every_cell_is_computed_by_a_flow_run_of_its_own_and_what_was_killed_by_
 ) -> None:
     names = [run.name for run in running.flow_runs("nlu")]
     assert sorted(set(names)) == TITLES
-    assert [name for name in TITLES if names.count(name) == 2] == ["train lori-d nlu  seed 0"]
+    assert [name for name in TITLES if names.count(name) == 2] == ["train lori-d nlu  seed 0  4 steps"]
     gpus = {run.name.partition(" ")[0]: run.job_variables["gpus"] for run in running.flow_runs("nlu")}
     assert gpus == {"dataset": 0, "train": 1, "mask": 0, "evaluate": 1}  # of their pods, where there are some
     crashed, completed = running.flow_runs("train lori-d")

@@ -123,7 +123,7 @@ def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     for name, value in server.client.items():
         monkeypatch.setenv(name, value)
     client = MlflowClient(server.uri)
-    (name,) = [model.name for model in client.search_registered_models() if ".lori-s." in model.name]
+    (name,) = [model.name for model in client.search_registered_models() if ".lori-s-4_steps." in model.name]
     path = mlflow.artifacts.download_artifacts(
         f"models:/{name}@seed-0", dst_path=str(tmp_path / "adapter"), tracking_uri=server.uri
     )

@@ -98,7 +98,7 @@ def test_one_other_row_is_another_dataset(
     lines[0] = json.dumps({**first, "question": first["question"] + " "})
     (other / "gsm8k" / "test.jsonl").write_text("\n".join(lines))
     adapt(profile="paper-smoke", methods=["lora"], domains=["math"], **{**place, "data_dir": str(other)})
-    assert computed() == ["dataset math test", "evaluate lora math  seed 0  on math"]
+    assert computed() == ["dataset math test", "evaluate lora math  seed 0  3 steps  on math"]
 
 
 def test_the_authors_prompts_are_other_rows(
