@@ -20,7 +20,7 @@ from flows.study import THREADS, Study, begin, carry_out, run_name
 from lori import recipes
 from lori.config import Hardware
 from lori.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
-from tasks.paper_tables import continual_setting
+from tasks.paper_tables import continual_setting, weight_setting
 
 MASKED = ("lori-s",)  # what masks and ranks are tried on
 
@@ -47,7 +47,7 @@ def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
         for setting, value, varied in _merges(study, method, merge_method, seed, weights):
             done = merged(varied, method, merge_method, seed)
-            labels = {"method": method, "setting": f"{setting} of {merge_method}", "value": value, "seed": seed}
+            labels = {"method": method, "setting": setting, "value": value, "seed": seed}
             scored = [scores(varied, done, domain) for domain in varied.profile.domains]
             rows.append(Row("ablations", labels, done, scored))
     return rows
@@ -62,12 +62,12 @@ def _merges(
     for weight in weights:
         same = (weight,) * num_domains
         is_usual = same == recipes.merge_config(profile, method, merge_method, seed).weights
-        yield "weight", f"{weight:g}", study if is_usual else study.varied(weights=same)
+        yield weight_setting(merge_method), f"{weight:g}", study if is_usual else study.varied(weights=same)
     if merge_method != profile.merge_methods[0]:
         return
     for num in range(2, num_domains):
-        yield "adapters", str(num), study.varied(domains=profile.domains[:num])
-    yield "norms", "matched", study.varied(match_norms=True)
+        yield f"adapters of {merge_method}", str(num), study.varied(domains=profile.domains[:num])
+    yield f"norms of {merge_method}", "matched", study.varied(match_norms=True)
 
 
 def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:

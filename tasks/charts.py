@@ -8,7 +8,7 @@ import numpy as np
 
 from lori.domains import DOMAINS
 from tasks.interference_table import Pairs
-from tasks.paper_tables import UNMERGED, continual_domains
+from tasks.paper_tables import UNMERGED, continual_domains, weight_merge
 from tasks.tables import Estimate, Table, Value
 
 PERCENT, MEAN = "percent", "mean over domains, percent"
@@ -115,7 +115,7 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
             is_line = all(number is not None for number in numbers)
             places = numbers if is_line else [str(row["value"]) for row in rows]
             points = [(str(row["method"]), place, row["mean"]) for row, place in zip(rows, places, strict=True)]
-            log = is_line and setting.startswith("weight")
+            log = is_line and weight_merge(setting) is not None
             yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log)
 
 

@@ -1,17 +1,25 @@
-"""Continual learning at one accuracy on the new domain: a method that learns less of it has less reason to forget."""
+"""Comparisons at one value of what differs between methods beside the methods.
+
+Continual learning at one accuracy on the new domain: a method that learns less of it has less reason to forget. Merges
+at one norm of the update: a larger one moves the base further, whoever made it.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lori.domains import DOMAINS
-from tasks.paper_tables import continual_domains
+from tasks.paper_tables import REFERENCE, continual_domains, weight_merge
 from tasks.tables import Estimate, Table, Value
 
 MATCHED = """\
 Each method trained on the second domain for fewer and for all rows (above). Between these points lines are drawn, and
 read where every method's new domain stands at the best score that all of them reach; no interval is given for what is
 read off lines. – is a method whose first point is beyond it already."""
+NORMS = """\
+The merges with other weights (above): each method's mean over domains, read off the line between its own points where
+its update has the Frobenius norm of LoRA's. No interval is given for what is read off lines; – is a norm that none of
+a method's weights reach."""
 Rows = Sequence[Mapping[str, Value]]
 
 
@@ -43,7 +51,41 @@ def _points(first: str, new: str, rows: Rows) -> dict[str, tuple[list[float], li
         learned, kept = row.get(DOMAINS[new].headline), row.get(DOMAINS[first].headline)
         if isinstance(learned, Estimate) and isinstance(kept, Estimate):
             points.setdefault(str(row["method"]), []).append((learned.mean, kept.mean))
-    return {
-        method: ([learned for learned, _ in sorted(found)], [kept for _, kept in sorted(found)])
-        for method, found in points.items()
-    }
+    return {method: _sorted_columns(found) for method, found in points.items()}
+
+
+def norms_table(ablations: Table) -> Table:
+    """A row for each merge and weight of LoRA's: the norm of its update, and what each method scores at that norm.
+
+    `ablations` has the rows of merges with other weights, by `weight_setting`. A merge's score is no function of its
+    norm where weights differ between adapters: these are the same for all.
+    """
+    rows: list[dict[str, Value]] = []
+    methods: dict[str, str] = {}
+    for setting in dict.fromkeys(str(row["setting"]) for row in ablations.rows):
+        if (merge := weight_merge(setting)) is None:
+            continue
+        points = _norm_points([row for row in ablations.rows if row["setting"] == setting])
+        for norm in points.get(REFERENCE, ([], []))[0]:
+            row: dict[str, Value] = {"merge": merge, "norm": norm}
+            for method, (norms, scores) in points.items():
+                methods[method] = method
+                is_within = norms[0] <= norm <= norms[-1]
+                row[method] = f"{np.interp(norm, norms, scores):.1f}" if is_within else None
+            rows.append(row)
+    columns = {"merge": "Merge", "norm": f"‖ΔW‖ of {REFERENCE}", **methods}
+    return Table("Merges at one norm", columns, rows)
+
+
+def _norm_points(rows: Rows) -> dict[str, tuple[list[float], list[float]]]:
+    """By method the norms of its merges, rising, and the mean score at each."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        norm, mean = row.get("update_norm"), row["mean"]
+        if isinstance(norm, float) and isinstance(mean, Estimate):
+            points.setdefault(str(row["method"]), []).append((norm, mean.mean))
+    return {method: _sorted_columns(found) for method, found in points.items()}
+
+
+def _sorted_columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in sorted(points)], [y for _, y in sorted(points)]

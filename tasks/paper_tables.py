@@ -190,6 +190,17 @@ def continual_domains(setting: str) -> tuple[str, str] | None:
     return (first, new) if arrow else None
 
 
+def weight_setting(merge_method: str) -> str:
+    """The setting of an ablation of merges: which weight all their adapters have."""
+    return f"weight of {merge_method}"
+
+
+def weight_merge(setting: str) -> str | None:
+    """The merge of what `weight_setting` named; None for another setting."""
+    start = weight_setting("")
+    return setting.removeprefix(start) if setting.startswith(start) else None
+
+
 def ablation_name(labels: Mapping[str, Any]) -> str:
     """Of a row of the ablations in comparisons."""
     return f"{labels['method']} {labels['setting']} {labels['value']}"

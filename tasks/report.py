@@ -17,7 +17,7 @@ from tasks.charts import Heat, charts_of, interference_heats, overlap_heats, spa
 from tasks.comparison import comparison_table, to_metrics
 from tasks.figures import draw_figures, draw_heats
 from tasks.interference_table import INTERFERENCE, Pairs, interference_table
-from tasks.matched import MATCHED, matched_table
+from tasks.matched import MATCHED, NORMS, matched_table, norms_table
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
 from tasks.report_html import to_html
 from tasks.result_rows import log_rows
@@ -48,6 +48,7 @@ FIGURES = f"All figures with their numbers under the pointer: [{FIGURES_PAGE}]({
 TOLD = {  # under a table's heading
     "claims": [VERDICT],
     "matched": [MATCHED],
+    "norms": [NORMS],
     "differences": [DIFFERENCES],
     "interference": [INTERFERENCE],
 }
@@ -103,6 +104,7 @@ def write_report(
     tables = {name: with_intervals(name, table, analyses.intervals) for name, table in tables.items()}
     tables = {"claims": verdict_table(analyses.intervals), **tables}
     tables["matched"] = matched_table(tables["ablations"])
+    tables["norms"] = norms_table(tables["ablations"])
     tables["differences"] = differences_table(analyses.intervals)
     tables["interference"] = interference_table(analyses.pairs)
     tables["paper"] = paper_table(tables)

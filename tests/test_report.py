@@ -29,7 +29,7 @@ from tasks.beside_paper import paper_table
 from tasks.cells import Cells
 from tasks.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.interference_table import Pairs
-from tasks.matched import matched_table
+from tasks.matched import matched_table, norms_table
 from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table, sweep_table
 from tasks.report import Analyses, Cell, write_report
 from tasks.report_html import to_html
@@ -239,6 +239,23 @@ def test_what_is_kept_is_compared_where_all_have_learned_as_much() -> None:
     assert matched_table(Table("", {}, [{"method": "lora", "setting": "rank"}])).rows == []
 
 
+def test_merges_are_compared_at_the_norm_of_loras() -> None:
+    measured = {"lora": ((2.0, 50.0), (4.0, 80.0)), "lori-d": ((1.0, 40.0), (3.0, 60.0), (5.0, 20.0))}
+    rows = [
+        {"method": method, "setting": "weight of concat", "update_norm": norm, "mean": Estimate(mean, 1.0, 1)}
+        for method, points in measured.items()
+        for norm, mean in points
+    ]
+    rows += [{"method": "lora", "setting": "adapters of concat", "update_norm": 9.0, "mean": Estimate(1.0, 1.0, 1)}]
+    # LoRI-D's line is at 50 half way from 40 to 60, and at 40 half way from 60 to 20
+    assert norms_table(Table("", {}, rows)).rows == [
+        {"merge": "concat", "norm": 2.0, "lora": "50.0", "lori-d": "50.0"},
+        {"merge": "concat", "norm": 4.0, "lora": "80.0", "lori-d": "40.0"},
+    ]
+    far = [{**row, "update_norm": 10.0} if row["method"] == "lori-d" else row for row in rows]
+    assert [row["lori-d"] for row in norms_table(Table("", {}, far)).rows] == [None, None]
+
+
 def test_a_rate_is_chosen_by_refusing_and_helping_among_those_tried_on_everything() -> None:
     def tried(factor: str, domain: str, value: float, **more: float) -> Cell:
         metrics = {f"validation/{name}": score for name, score in {**measured(domain, value), **more}.items()}
@@ -280,7 +297,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     files = tracking.fetch(sqlite_store.runtime, second)
     names = {"README.md", "index.html", "figures.html", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
-    tables += ("interference", "ablations", "sweep", "matched")
+    tables += ("interference", "ablations", "sweep", "matched", "norms")
     names |= {f"{name}.csv" for name in tables}
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()
