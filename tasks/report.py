@@ -152,7 +152,7 @@ def _illustrated(markdown: str, tables: Mapping[str, Table], figures: Mapping[st
     if figures:
         first = markdown.index("\n\n## ")
         markdown = f"{markdown[:first]}\n\n{FIGURES}{markdown[first:]}"
-    for name, file in reversed(figures.items()):  # each goes before those of the same heading
+    for name, file in reversed([*figures.items()]):  # each goes before those of the same heading
         title = tables[UNDER.get(name, name)].title
         heading, caption = f"## {title}\n\n", f"{title}, with 95 % intervals"
         markdown = markdown.replace(heading, f"{heading}![{CAPTIONS.get(name, caption)}]({file})\n\n")
