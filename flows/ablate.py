@@ -39,11 +39,13 @@ def mask_ablations(study: Study, settings: Mapping[str, Sequence[Any]]) -> list[
 
 
 def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
-    """Every merge of every method with other weights.
+    """Every merge of every method with other weights; nothing if there are none.
 
     The first of the merges also of fewer domains' adapters, and of adapters that are scaled to one norm.
     """
     rows, profile = [], study.profile
+    if not weights:
+        return rows
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
         for setting, value, varied in _merges(study, method, merge_method, seed, weights):
             done = merged(varied, method, merge_method, seed)
@@ -71,8 +73,13 @@ def _merges(
 
 
 def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:
-    """Continual learning on the first rows of each new domain: what is kept beside what is learned by then."""
+    """Continual learning on the first rows of each new domain: what is kept beside what is learned by then.
+
+    With all rows as well; nothing if no number of rows is given.
+    """
     rows, profile = [], study.profile
+    if not num_rows:
+        return rows
     first = profile.continual_first
     new_domains = [domain for domain in profile.domains if domain != first]
     for method, domain, seed, num in product(profile.continual_methods, new_domains, profile.seeds, (*num_rows, None)):
@@ -113,7 +120,8 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """Change one setting at a time: LoRI-S' masks and rank, the merges, continual learning.
 
     What is left out is in lori/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS. An empty list is none of that
-    setting; beside what is in one, the profile's own value is there to compare with.
+    setting, of `weights` no merges, of `continual_rows` no continual learning. Beside what is in a list, the profile's
+    own value is there to compare with.
 
     Args:
         profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
@@ -147,10 +155,9 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     given = {name: _values(study, name, values) for name, values in asked.items()}
     curve = [*MERGE_CURVE] if weights is None else [float(each) for each in weights]
     rows = [*CONTINUAL_ROWS] if continual_rows is None else continual_rows
-    weighted = [[each] * len(study.profile.domains) for each in curve]
-    for name, values in [*given.items(), ("weights", weighted), ("calibration_rows", rows)]:
-        for value in values:
-            recipes.profile(profile, **{**overrides, name: value})  # a wrong one is refused before any time is spent
+    _check(profile, overrides, study, {**given, "weights": [[each] * len(study.profile.domains) for each in curve]})
+    if rows and min(rows) < study.profile.batch_size:
+        raise ValueError(f"continual_rows are a batch of {study.profile.batch_size} or more, not {min(rows)}.")
     return carry_out(
         study,
         lambda study: mask_ablations(study.varied(methods=MASKED), given),
@@ -158,6 +165,14 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         lambda study: continual_ablations(study, rows),
         asked={"ablations": given, "merge_curve": curve, "continual_rows": rows},
     )
+
+
+def _check(name: str, overrides: Mapping[str, Any], study: Study, settings: Mapping[str, Sequence[Any]]) -> None:
+    """Each value by itself, before any time is spent: it raises what `recipes.profile` does."""
+    found = {"base_model": study.profile.base_model, "models_dir": study.profile.models_dir}
+    for setting, values in settings.items():
+        for value in values:
+            recipes.profile(name, **{**overrides, **found, setting: value})
 
 
 def _values(study: Study, name: str, values: list[Any] | None) -> list[Any]:

@@ -1,5 +1,6 @@
 """Adaptation (paper, section 3): LoRI-D, its mask, LoRI-S, and the baselines, each on one domain."""
 
+from dataclasses import replace
 from itertools import product
 
 from prefect import flow
@@ -19,7 +20,10 @@ def dataset(study: Study, domain: str, split: str, num_rows: int | None = None) 
 
 
 def adapter(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future:
-    """One method on one domain, on all of its rows or on `num_rows`, with the mask and the A that it calls for."""
+    """One method on one domain, on all of its rows or on `num_rows`, with the mask and the A that it calls for.
+
+    A trained A has seen all rows: on fewer it is B that learns.
+    """
     a_from = METHODS[method].a_from
     return train_adapter(
         study.cells,
@@ -30,11 +34,16 @@ def adapter(study: Study, method: str, domain: str, seed: int, num_rows: int | N
     )
 
 
-def mask(study: Study, method: str, domain: str, seed: int) -> Future | None:
-    """Where `method` may train, read off the B that another method trained on the same domain; None is everywhere."""
+def mask(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future | None:
+    """Where `method` may train, read off the B that another method trained on the same domain; None is everywhere.
+
+    That one trained on the profile's calibration rows, or on `num_rows`.
+    """
     row, profile = METHODS[method], study.profile
     if row.mask_from is None:
         return None
+    if num_rows:
+        profile = replace(profile, calibration_rows=num_rows)
     source = adapter(study, row.mask_from, domain, seed, profile.calibration_rows)
     if row.random_mask:
         return draw_mask(study.cells, random_mask_config(profile, row.mask_from, domain, seed), adapter=source)

@@ -19,13 +19,13 @@ def after(study: Study, method: str, domain: str, seed: int, num_rows: int | Non
     The second stage keeps A, goes on from B, and trains within the mask of the *new* domain, read off training on the
     same rows: entries outside it keep what the first stage gave them.
     """
-    seen = study.varied(calibration_rows=num_rows) if num_rows else study
+    first = study.profile.continual_first
     return train_adapter(
         study.cells,
-        train_config(study.profile, method, domain, seed, num_rows),
+        train_config(study.profile, method, domain, seed, num_rows, first=first),
         dataset=dataset(study, domain, "train", num_rows),
-        mask=mask(seen, method, domain, seed),
-        start_from=adapter(study, method, study.profile.continual_first, seed),
+        mask=mask(study, method, domain, seed, num_rows),
+        start_from=adapter(study, method, first, seed),
     )
 
 

@@ -1,5 +1,6 @@
 """A row of a table of the paper, and which rows are compared with which: seed by seed and question by question."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Row:
     usual: str = ""
 
 
-def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
+def comparison(cells: Cells, rows: Sequence[Row], asked: Sequence[Row] | None = None) -> Future | None:
     """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
 
     A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
@@ -35,13 +36,18 @@ def comparison(cells: Cells, rows: Sequence[Row]) -> Future | None:
     `lori-s kept nlu`. Each is compared with the same of LoRA; a merge also with the method's own adapters, an ablation
     with the usual value, what is kept with what was there before, and a control with what it controls; then what the
     claims name. Where safety is scored, `<row> over-refusal` is a row of its own.
+
+    Of `asked`, `rows` are those that did not fail: of a row the seeds count that have all that was asked of them, so
+    that no mean is over fewer domains than another.
     """
     domains = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
-    places = list(dict.fromkeys(place for row in rows for place in _places(row, domains)))
+    places = _all_places(rows, domains)
+    wanted = Counter((name, seed) for name, _, seed, _ in _all_places(rows if asked is None else asked, domains))
+    there = Counter((name, seed) for name, _, seed, _ in places)
+    places = [place for place in places if there[place[0], place[2]] == wanted[place[0], place[2]]]
     measured: dict[str, dict[str, set[int]]] = {}  # by row and measure the seeds
     for name, measure, seed, _ in places:
         measured.setdefault(name, {}).setdefault(measure, set()).add(seed)
-    places = [place for place in places if set.intersection(*measured[place[0]].values())]  # else no seed has all
     pairs = []
     for pair in dict.fromkeys([*_pairs([*measured]), *_unusual(rows), *_claimed()]):
         one, other = (measured.get(side, {}) for side in sides(pair))
@@ -66,6 +72,10 @@ def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) ->
     if not one or one.keys() != other.keys():
         return set()
     return set.intersection(*one.values(), *other.values())
+
+
+def _all_places(rows: Sequence[Row], domains: Mapping[Future, str]) -> list[tuple[str, str, int, Future]]:
+    return list(dict.fromkeys(place for row in rows for place in _places(row, domains)))
 
 
 def _places(row: Row, domains: Mapping[Future, str]) -> Iterator[tuple[str, str, int, Future]]:

@@ -203,8 +203,9 @@ def _follow(cells: Cells) -> Progress:
 
 def _compare_finished(cells: Cells, rows: Sequence[Row], progress: Progress) -> Future | None:
     """Intervals of the rows that are there, for one that failed takes them from none of the others."""
-    compared = comparison(cells, [row for row in rows if _is_finished(row)])
-    if compared:
+    known = set(cells.titles)
+    compared = comparison(cells, [row for row in rows if _is_finished(row)], rows)
+    if compared and compared not in known:  # else it failed by itself, or nothing that it reads did
         compared.wait()
         print(f"{cells.titles[compared]} that are there  {_outcome(cells, compared, progress)}", flush=True)
     return compared

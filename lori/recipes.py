@@ -129,6 +129,11 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
         domain(name)
     for name in (*changed.methods, *changed.merged, *changed.continual_methods):
         method(name)
+    untrained = [name for name in (*changed.merged, *changed.continual_methods) if METHODS[name].kind == "none"]
+    if untrained:
+        raise ValueError(
+            f"{untrained[0]} trains nothing that could be merged, or go on to another domain: leave it out."
+        )
     check_mask_config(MaskConfig(changed.sparsity, changed.scope))
     _check_training(changed)
     _check_merges(changed, base)
@@ -185,9 +190,15 @@ def _num_rows(profile: Profile, suite: str, domain_name: str, split: str) -> int
 
 
 def train_config(
-    profile: Profile, method_name: str, domain_name: str, seed: int, num_rows: int | None = None
+    profile: Profile,
+    method_name: str,
+    domain_name: str,
+    seed: int,
+    num_rows: int | None = None,
+    *,
+    first: str | None = None,
 ) -> TrainConfig:
-    """The training of one adapter; in continual learning of the second domain as well. `num_rows` as `data_config`."""
+    """The training of one adapter, in continual learning after that on the domain `first`. `num_rows` as there."""
     base, row = base_of(profile), METHODS[method_name]
     limits, chosen = LIMITS[base.suite][domain_name], _recipe(profile, base, domain_name, method_name)
     return TrainConfig(
@@ -207,17 +218,21 @@ def train_config(
         dtype=profile.dtype or base.dtype,
         shared_a=row.shared_a,
         fresh_a=row.fresh_a,
-        variant=_named(*_departures(profile, method_name, (domain_name,)), f"{num_rows} rows" if num_rows else ""),
+        variant=_named(
+            *_departures(profile, method_name, (first, domain_name) if first else (domain_name,)),
+            f"{num_rows} rows" if num_rows else "",
+        ),
     )
 
 
 def _departures(profile: Profile, method_name: str, domains: Sequence[str]) -> list[str]:
-    """How training departs from what is usual, for the names of what comes of it: masks, rates, and so few steps."""
+    """How training departs from what is usual, for the names of what comes of it: steps, prompts, masks and rates."""
     usual_steps = PROFILES["scale"].num_steps if base_of(profile).suite == "miniature" else None
     row = METHODS[method_name]
     steps = [f"{profile.num_steps} steps"] if row.kind != "none" and profile.num_steps != usual_steps else []
+    prompts = [f"prompts {profile.prompt_style}"] if profile.prompt_style != PROFILES["paper"].prompt_style else []
     masks = _mask_departures(profile) if row.mask_from else []
-    return [*steps, *masks, *_rate_departures(profile, method_name, domains)]
+    return [*steps, *prompts, *masks, *_rate_departures(profile, method_name, domains)]
 
 
 def _mask_departures(profile: Profile) -> list[str]:

@@ -6,7 +6,8 @@ each other, and what the two move the score by is added (as in Owen 2007, "The p
 within a seed counts twice there three times). Methods that answer the same items with the same seeds are compared item
 by item, so that what is hard for both cancels.
 
-A few seeds drawn anew spread less than seeds do: what lies between them is widened to what Student's t asks for. Where
+A few seeds drawn anew spread less than seeds do: what lies between them is widened to what Student's t asks for (of
+two seeds, which have only three resamples, it stays a quarter below). Where
 seeds differ by no more than chance, intervals are too wide rather than too narrow: see `benchmarks/coverage.py`.
 """
 

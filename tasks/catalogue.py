@@ -13,6 +13,8 @@ from lori.methods import method
 from lori.models import base_model
 from tasks import tracking
 
+CRITERION = "v2"  # of `validation_score`: raised with what is measured, as other scores are no rivals
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,7 +49,7 @@ def suffix(variant: str) -> str:
 def nominate(adapter: Handle, score: float, rows: Handle, runtime: Runtime) -> None:
     """Give the alias `best` to the registered adapter that scores highest on these validation rows."""
     if tracking.address_of(runtime, adapter.uri):
-        tracking.nominate(runtime, adapter.uri, score=score, rows=rows.key)
+        tracking.nominate(runtime, adapter.uri, score=score, rows=f"{CRITERION}/{rows.key}")
 
 
 def write_card(adapter: Handle, runtime: Runtime) -> None:

@@ -111,10 +111,12 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
         if domains := continual_domains(setting):
             yield _trade(*domains, rows)
         elif len(rows) > len({row["method"] for row in rows}):  # else one value alone, which the table shows
-            numbers = [_number(str(row["value"])) for row in rows]
-            is_line = all(number is not None for number in numbers)
-            places = numbers if is_line else [str(row["value"]) for row in rows]
-            points = [(str(row["method"]), place, row["mean"]) for row, place in zip(rows, places, strict=True)]
+            numbers = {str(row["value"]): _number(str(row["value"])) for row in rows}
+            is_line = None not in numbers.values()
+            if is_line:
+                rows.sort(key=lambda row: numbers[str(row["value"])] or 0.0)
+            places = numbers if is_line else {text: text for text in numbers}
+            points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
             log = is_line and weight_merge(setting) is not None
             yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log)
 

@@ -238,8 +238,7 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     may have a better one beyond it.
     """
     groups = _group(cells, "method", "factor")
-    tried = ", ".join(dict.fromkeys(factor for _, factor in groups))
-    most = max(map(len, groups.values()), default=0)
+    everything = {_trial(cell) for cell in cells}
     rows: list[dict[str, Value]] = []
     for (method, factor), group in groups.items():
         by_seed = _group(group, "seed")
@@ -248,21 +247,25 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
             for of_seed in by_seed.values()
         ]
         rates = dict.fromkeys(str(cell.row["rate"]) for cell in group)
-        row: dict[str, Value] = {"method": method, "factor": factor, "of": tried, "rate": ", ".join(rates)}
+        row: dict[str, Value] = {"method": method, "factor": factor, "rate": ", ".join(rates)}
         for (domain,), of_domain in _group(group, "domain").items():
             scored = [validation_score(each) for cell in of_domain for each in cell.scores]
             row[f"{domain}/validation"] = _combined(scored)
-        rows.append({**row, "mean": _combined(means) if len(group) == most else None})
+        rows.append({**row, "mean": _combined(means) if {_trial(cell) for cell in group} == everything else None})
     for row in rows:
         rivals = {float(str(r["factor"])): r["mean"] for r in rows if r["method"] == row["method"] and r["mean"]}
         factor = float(str(row["factor"]))
         row["chosen"] = factor in rivals and factor == max(rivals, key=lambda rival: _mean(rivals[rival]))
         row["edge"] = bool(row["chosen"]) and len(rivals) > 1 and factor in (min(rivals), max(rivals))
-    columns = {"method": "Method", "factor": "Factor", "of": "of", "rate": "Learning rate"}
+    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate"}
     scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
     columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
     columns |= {"mean": "Mean on validation rows ↑", "chosen": "Chosen", "edge": "at the edge"}
     return Table("Learning rates", columns, rows, [*map(_models, groups.values())])
+
+
+def _trial(cell: Cell) -> tuple[Any, Any]:
+    return cell.row["domain"], cell.row["seed"]
 
 
 def validation_score(scores: Handle) -> tuple[float, float]:

@@ -118,7 +118,8 @@ def differences_table(intervals: Intervals) -> Table:
     """Every difference between rows: by domain, and the mean over domains."""
     pairs = {name: found for name, found in intervals.items() if MINUS in name}
     measured = {domain for found in pairs.values() for domain in found}
-    columns = {name: row.title for name, row in DOMAINS.items() if name in measured} | {MEAN: "Mean"}
+    titles = {**{name: row.title for name, row in DOMAINS.items()}, OVER_REFUSAL: "Over-refusal ↓"}
+    columns = {name: title for name, title in titles.items() if name in measured} | {MEAN: "Mean"}
     rows: list[dict[str, Value]] = [{"pair": name, **found} for name, found in pairs.items()]
     return Table("Differences, with 95 % intervals", {"pair": "Compared", **columns}, rows)
 

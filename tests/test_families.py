@@ -203,4 +203,5 @@ def test_dropout_is_off_while_it_trains(families):
         )
         trained.append({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
     for name, b in trained[0].items():
-        torch.testing.assert_close(b, trained[1][name], rtol=0, atol=config.learning_rate / 5)
+        # As a whole: where a gradient is nearly zero, Adam makes a whole step of the sign of its rounding
+        assert (b - trained[1][name]).norm() < 0.2 * b.norm()  # with dropout it is 0.8 and more

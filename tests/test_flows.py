@@ -125,7 +125,7 @@ def test_a_sweep_without_validation_rows_is_refused(state_dir: Path) -> None:
 def test_a_wrong_setting_of_an_ablation_is_refused_before_anything_starts(state_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"0 <= sparsity < 1"):
         ablate(profile="smoke", sparsities=[0.5, 1.0])
-    with pytest.raises(ValueError, match=r"calibration_rows is at least a batch"):
+    with pytest.raises(ValueError, match=r"continual_rows are a batch of 16 or more, not 3"):
         ablate(profile="smoke", continual_rows=[3])
     with pytest.raises(ValueError, match=r"No merge weight for \('rslora'"):
         ablate(profile="smoke", methods=["rslora"])

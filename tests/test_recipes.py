@@ -30,6 +30,7 @@ from lori.recipes import (
         ({"sparsity": 1.5}, r"0 <= sparsity < 1"),
         ({"rank": 0}, r"rank is at least 1"),
         ({"calibration_rows": 15}, r"calibration_rows is at least a batch of 16"),
+        ({"merged": ["base"]}, r"base trains nothing that could be merged"),
         ({"learning_rates": {"lora": 0.0}}, r"The learning rate of lora is a positive number"),
         ({"learning_rates": {"lorax": 0.1}}, r"Unknown method 'lorax'"),
         ({"seeds": []}, r"seeds is \[\]: name at least one, each once"),
@@ -166,6 +167,12 @@ def test_other_rates_are_named_in_all_that_comes_of_them_and_a_control_may_have_
     assert trained["lori-s-trained-a"].variant == "lori-d-trained-a rate 0.005 lora rate 0.001"
     assert mask_config(changed, "lori-d", "math").variant == "rate 0.02"
     assert merge_config(changed, "lori-s", "concat", 0).variant == "lori-d rate 0.02"
+    authors = profile("paper", prompt_style="authors")
+    assert train_config(authors, "lora", "math", 0).variant == "prompts authors"
+    # the rate of nlu on this base, but of no other domain
+    mistral = profile("paper", base_model="mistral-7b", learning_rates={"lori-d": 1e-5})
+    assert train_config(mistral, "lori-d", "nlu", 0).variant == ""
+    assert train_config(mistral, "lori-d", "nlu", 0, first="safety").variant == "rate 1e-05"
 
 
 def test_the_controls_are_all_of_them():

@@ -279,7 +279,8 @@ def test_a_rate_is_chosen_by_refusing_and_helping_among_those_tried_on_everythin
     assert rows["2"]["safety/validation"] == Estimate(50.0, math.sqrt(2) / 2, 1)  # refuses all: half of it is right
     assert rows["1"]["edge"]
     assert rows["4"]["mean"] is None
-    assert {row["of"] for row in rows.values()} == {"1, 2, 4"}
+    others = [*cells[:2], tried("2", "math", 99.0), tried("2", "code", 99.0)]
+    assert [row["mean"] for row in sweep_table(others, others).rows] == [None, None]  # of other domains each
 
 
 def test_a_merge_of_the_ablations_has_a_norm_and_no_entries_that_train() -> None:
@@ -495,9 +496,22 @@ def test_rows_that_are_missing_take_no_comparison_from_the_others() -> None:
         for row in rows
         if row.labels != one_seed and (row.labels["method"], row.labels["domain"]) != ("lori-d", "nlu")
     ]
-    asked: Any = comparison(cells, left)
+    asked: Any = comparison(cells, left, rows)
     assert asked.config.pairs == ("lori-s − lora",)  # lori-d has one domain less
-    assert comparison(cells, [row for row in left if row.labels["method"] == "lori-d"]) is None
+    assert "lori-d" not in asked.config.rows
+    assert {seed for name, seed in zip(asked.config.rows, asked.config.seeds, strict=True) if name == "lori-s"} == {0}
+
+
+def test_what_is_kept_is_compared_after_the_same_domains_alone() -> None:
+    chosen = profile("scale", domains=["safety", "nlu", "math"], methods=["lora", "lori-s"], seeds=[0, 1])
+    cells = Cells(submit=note_cell)
+    rows = continual_learning(Study(chosen, Hardware(), plan_only=True, cells=cells))
+    failed = {"method": "lori-s", "first_domain": "safety", "new_domain": "nlu", "seed": 1}
+    asked: Any = comparison(cells, [row for row in rows if row.labels != failed], rows)
+    places = set(zip(asked.config.rows, asked.config.seeds, strict=True))
+    assert {seed for name, seed in places if name == "lori-s kept"} == {0}  # after nlu there is none at seed 1
+    assert {seed for name, seed in places if name == "lori-s kept math"} == {0, 1}
+    assert {"lori-s kept − lora kept", "lori-s kept math − lora kept math"} <= set(asked.config.pairs)
 
 
 def test_intervals_are_flat_numbers_and_what_has_no_ends_stays_without() -> None:

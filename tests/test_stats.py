@@ -14,7 +14,7 @@ from lori.stats import Outcomes, Stratum, average, compare, difference, mean_ove
 from lori.stats import interval as interval_of
 
 NORMAL = 1.96  # standard errors, for 95 %
-STUDENT = {2: 12.706, 5: 2.776, 30: 2.045}  # likewise, by number of seeds: t's quantiles, from any table of them
+STUDENT = {5: 2.776, 30: 2.045}  # likewise, by number of seeds: t's quantiles, from any table of them
 
 
 def outcomes(scores: np.ndarray, *, clusters: int | None = None) -> Outcomes:
