@@ -38,7 +38,7 @@ from lori.recipes import (
         ({"weights": [0.5, 0.5]}, r"4 adapters need 4 weights, not 2"),
         ({"weights": [0.5, 0.5, 0.5, float("nan")]}, r"finite"),
         ({"density": 1.5}, r"0 < density <= 1"),
-        ({"merged": ["base"]}, r"No merge weight for \('base', 'concat'\)"),
+        ({"merged": ["rslora"]}, r"No merge weight for \('rslora', 'concat'\)"),
     ],
 )
 def test_a_wrong_name_or_number_is_refused_with_what_is_known(changes, message):

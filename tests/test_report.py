@@ -279,7 +279,7 @@ def test_a_rate_is_chosen_by_refusing_and_helping_among_those_tried_on_everythin
     assert rows["2"]["safety/validation"] == Estimate(50.0, math.sqrt(2) / 2, 1)  # refuses all: half of it is right
     assert rows["1"]["edge"]
     assert rows["4"]["mean"] is None
-    others = [*cells[:2], tried("2", "math", 99.0), tried("2", "code", 99.0)]
+    others = [*cells[:2], tried("2", "math", 99.0), tried("2", "nlu", 99.0)]
     assert [row["mean"] for row in sweep_table(others, others).rows] == [None, None]  # of other domains each
 
 
