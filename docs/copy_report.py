@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TARGET = Path(__file__).parent / "scale-model-report"
-PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html")
+PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html", "figures.sha256")
 
 
 def copy_report(report: Path, folder: str = "") -> None:

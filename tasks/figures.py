@@ -18,8 +18,8 @@ MAX_TICKS, MAX_TICK = 6, 100  # of more or larger places of lines, ticks are at 
 STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
-def draw_figures(charts: Mapping[str, Sequence[Chart]], directory: Path) -> dict[str, str]:
-    """Write `<name>.png` for each list of charts, a panel a chart; the file names by name."""
+def draw_figures(charts: Mapping[str, Sequence[Chart]], directory: Path) -> None:
+    """Write `<name>.png` for each list of charts, a panel a chart."""
     for name, panels in charts.items():
         columns = min(COLUMNS, len(panels))
         rows = math.ceil(len(panels) / columns)
@@ -34,7 +34,6 @@ def draw_figures(charts: Mapping[str, Sequence[Chart]], directory: Path) -> dict
             handles = {label: h for axes in every for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
             figure.legend([*handles.values()], [*handles], frameon=False, loc="outside right upper")
         figure.savefig(directory / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    return {name: f"{name}.png" for name in charts}
 
 
 def draw(axes: Axes, chart: Chart) -> None:
@@ -92,7 +91,7 @@ def _errors(estimates: Sequence[Estimate]) -> list[list[float]]:
     return [[max(0.0, mean - low) for mean, low, _ in ends], [max(0.0, high - mean) for mean, _, high in ends]]
 
 
-def draw_heats(heats: Mapping[str, Sequence[Heat]], directory: Path) -> dict[str, str]:
+def draw_heats(heats: Mapping[str, Sequence[Heat]], directory: Path) -> None:
     """Write `<name>.png` for each list of heat maps, side by side on one scale of colours."""
     for name, panels in heats.items():
         columns = min(COLUMNS + 1, len(panels))
@@ -110,4 +109,3 @@ def draw_heats(heats: Mapping[str, Sequence[Heat]], directory: Path) -> dict[str
                 axes.set_axis_off()
             figure.colorbar(every[0].images[0], ax=every.tolist(), label=panels[0].label)
         figure.savefig(directory / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    return {name: f"{name}.png" for name in heats}

@@ -1,21 +1,25 @@
 """The report: the paper's tables, from handles alone, as Markdown, HTML and CSV in one MLflow run."""
 
+import hashlib
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lori.config import Handle, Runtime, canonical, step_key
 from lori.intervals import Intervals
 from lori.profiles import PLACES, Profile
 from tasks import tracking
 from tasks.beside_paper import paper_table
-from tasks.charts import Heat, charts_of, interference_heats, overlap_heats, sparsity_heats
+from tasks.charts import Chart, Heat, charts_of, interference_heats, overlap_heats, sparsity_heats
 from tasks.comparison import comparison_table, to_metrics
-from tasks.figures import draw_figures, draw_heats
 from tasks.interference_table import INTERFERENCE, Pairs, interference_table
 from tasks.matched import MATCHED, NORMS, matched_table, norms_table
 from tasks.paper_tables import TABLES, Cell, all_metrics, headline_means, of_table
@@ -44,6 +48,7 @@ CAPTIONS = {
 # Figures without a table of their own, and under whose heading they are
 UNDER = {"overlap": "interference", "sparsity": "interference"}
 FIGURES_PAGE, MASKED = "figures.html", "lori-s"
+DRAWN = "figures.sha256"  # what the figures show
 FIGURES = f"All figures with their numbers under the pointer: [{FIGURES_PAGE}]({FIGURES_PAGE})."
 TOLD = {  # under a table's heading
     "claims": [VERDICT],
@@ -114,7 +119,8 @@ def write_report(
         tracking.logged_run(runtime, key, "report", tags=tags, params=about) as run_id,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        figures = _draw(tables, analyses.pairs, Path(scratch))
+        earlier = tracking.find_directory(runtime, run_id, "report")
+        figures = _draw(tables, analyses.pairs, earlier, Path(scratch))
         markdown = _markdown(cells, tables, settings=settings, is_complete=is_complete, runtime=runtime)
         data = {**tables, "intervals": scores_table(analyses.intervals), "cells": all_metrics(cells)}
         _write_files(Path(scratch), _illustrated(markdown, tables, figures), data)
@@ -123,8 +129,11 @@ def write_report(
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
 
 
-def _draw(tables: Mapping[str, Table], pairs: Pairs, directory: Path) -> dict[str, str]:
-    """Pictures of the tables, by the table under whose heading they belong, and all of them on an interactive page."""
+def _draw(tables: Mapping[str, Table], pairs: Pairs, earlier: Path | None, directory: Path) -> dict[str, str]:
+    """Pictures of the tables, by the table under whose heading they belong, and all of them on an interactive page.
+
+    Those of an `earlier` report are copied where it shows the same: drawing takes seconds.
+    """
     charts = charts_of(tables)
     heats: dict[str, Sequence[Heat]] = {
         "interference": interference_heats(pairs),
@@ -133,11 +142,32 @@ def _draw(tables: Mapping[str, Table], pairs: Pairs, directory: Path) -> dict[st
     }
     heats = {name: maps for name, maps in heats.items() if maps}
     titles = {name: table.title for name, table in tables.items()} | {name: CAPTIONS[name] for name in UNDER}
-    if charts or heats:
-        from tasks.interactive import to_page  # bokeh takes a second to import, and who plans needs none
+    if not charts and not heats:
+        return {}
+    shown = _digest(charts, heats)
+    (directory / DRAWN).write_text(shown)
+    figures = {name: f"{name}.png" for name in (*charts, *heats)}
+    if earlier and (earlier / DRAWN).exists() and (earlier / DRAWN).read_text() == shown:
+        for name in (*figures.values(), FIGURES_PAGE):
+            shutil.copy(earlier / name, directory)
+        return figures
+    from tasks.figures import draw_figures, draw_heats  # these two take seconds to import
+    from tasks.interactive import to_page
 
-        (directory / FIGURES_PAGE).write_text(to_page(titles, charts, heats))
-    return draw_figures(charts, directory) | draw_heats(heats, directory)
+    draw_figures(charts, directory)
+    draw_heats(heats, directory)
+    (directory / FIGURES_PAGE).write_text(to_page(titles, charts, heats))
+    return figures
+
+
+def _digest(charts: Mapping[str, Sequence[Chart]], heats: Mapping[str, Sequence[Heat]]) -> str:
+    """Of what figures show, and of the code that draws them; of changed code that no commit has, never the same."""
+    maps = {
+        name: [(replace(heat, values=np.empty(0)), heat.values.tolist()) for heat in heats[name]] for name in heats
+    }
+    drawn_by = tracking.provenance()
+    now = time.time() if drawn_by["lori.dirty"] == "true" else 0.0
+    return hashlib.sha256(repr((charts, maps, drawn_by, now)).encode()).hexdigest()
 
 
 def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) -> None:

@@ -296,7 +296,7 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert (second.run_id, second.key) == (first.run_id, first.key)
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
-    names = {"README.md", "index.html", "figures.html", "single.png", "merging.png"}
+    names = {"README.md", "index.html", "figures.html", "figures.sha256", "single.png", "merging.png"}
     tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
     tables += ("interference", "ablations", "sweep", "matched", "norms")
     names |= {f"{name}.csv" for name in tables}
@@ -304,6 +304,31 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     text = (files / "README.md").read_text()
     assert re.sub(r"(!\[|All figures).*\n\n", "", text) == markdown  # Prefect has no place for pictures
     assert not tracking.is_available(sqlite_store.runtime, first)
+
+
+def test_figures_are_drawn_again_for_other_numbers_alone(
+    sqlite_store: Store, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = {**tracking.provenance(), "lori.dirty": "false"}
+    monkeypatch.setattr(tracking, "provenance", lambda: clean)
+    drawn: list[str] = []
+    draw = figures.draw_figures
+    monkeypatch.setattr(
+        figures, "draw_figures", lambda charts, directory: drawn.extend(charts) or draw(charts, directory)
+    )
+    first, _ = report(sqlite_store, cells)
+    pictures = {path.name: path.read_bytes() for path in tracking.fetch(sqlite_store.runtime, first).glob("*.png")}
+    again, _ = report(sqlite_store, cells, wall_seconds=5.0)
+    assert drawn == ["single", "merging"]
+    copied = tracking.fetch(sqlite_store.runtime, again)
+    assert {path.name: path.read_bytes() for path in copied.glob("*.png")} == pictures
+    assert "0:00:05" in (copied / "README.md").read_text()
+    other = replace(
+        cells[0], scores=[replace(cells[0].scores[0], metrics={"nlu/accuracy": 9.0, "nlu/accuracy_se": 1.0})]
+    )
+    changed, _ = report(sqlite_store, [other, *cells[1:]])
+    assert drawn == ["single", "merging"] * 2
+    assert (tracking.fetch(sqlite_store.runtime, changed) / "single.png").read_bytes() != pictures["single.png"]
 
 
 def test_the_report_of_other_settings_is_another(sqlite_store: Store, cells: list[Cell]) -> None:
