@@ -15,12 +15,12 @@ PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html", "figures.sha256")
 
 def copy_report(report: Path, folder: str = "") -> None:
     """Replace what an earlier copy left in the folder."""
-    target = TARGET / folder
+    files, target = sorted(report.iterdir()), TARGET / folder  # read first: of a wrong name nothing is lost
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         if old.is_file():
             old.unlink()
-    for path in sorted(report.iterdir()):
+    for path in files:
         is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
         if path.name not in LEFT_OUT and not is_empty and not (folder and path.name == PAGE):
             shutil.copy(path, target)
