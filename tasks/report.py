@@ -60,11 +60,11 @@ TOLD = {  # under a table's heading
 COMPARED = "Means over domains, without over-refusal, as each base's newest complete report logged them."
 FOOTNOTE = """\
 Percent; ↑ higher is better, ↓ lower; – was not computed. Over-refusal is the share of harmless requests refused.
-In brackets are 95 % intervals, from a bootstrap over seeds and test questions where rows are compared, from three
-seeds on as wide as Student's t asks for; elsewhere 1.96 standard errors to each side, √(s²/n + mean of the n seeds' squared
-errors), with s the standard deviation between seeds (all answer the same questions, so that the sampling part does not
-shrink with n). A mean over domains is of their own metrics, without over-refusal. One seed's interval is of the
-questions alone."""
+In brackets are 95 % intervals, from a bootstrap over seeds and test questions where rows are compared, from
+three seeds on as wide as Student's t asks for; elsewhere 1.96 standard errors to each side, √(s²/n + mean of
+the n seeds' squared errors), with s the standard deviation between seeds (all answer the same questions, so
+that the sampling part does not shrink with n). A mean over domains is of their own metrics, without over-
+refusal. One seed's interval is of the questions alone."""
 
 
 @dataclass(frozen=True)
