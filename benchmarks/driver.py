@@ -1,6 +1,6 @@
 """A driver that only asks for cells: `python -m benchmarks.driver '{"profile": "smoke"}'` says what that took."""
 
-from flows.local import use_local_stores
+from flows.local import use_local_stores, wait_for_server
 
 use_local_stores()
 
@@ -17,7 +17,8 @@ from prefect.futures import wait  # noqa: E402
 from flows.adapt import single_domain  # noqa: E402
 from flows.continual import continual_learning  # noqa: E402
 from flows.merge import merging  # noqa: E402
-from flows.study import THREADS, begin  # noqa: E402
+from flows.study import THREADS, ask_all, begin  # noqa: E402
+from tasks.cells import recalled, submit_task  # noqa: E402
 
 
 @flow(task_runner=THREADS)
@@ -25,10 +26,10 @@ def cells(profile: str, merge_methods: list[str] | None = None) -> dict[str, Any
     """Seconds from the first cell that is asked for to the last that is there, and what the jobs took themselves."""
     study = begin(profile, merge_methods=merge_methods)
     started = time.perf_counter()
-    for stage in (single_domain, merging, continual_learning):
-        stage(study)
-    asked = list(study.cells.titles)
-    wait(asked)
+    stages = (single_domain, merging, continual_learning)
+    with recalled(lambda submit: ask_all(study, stages, submit)):
+        asked = list(ask_all(study, stages, submit_task).titles)
+        wait(asked)
     seconds = time.perf_counter() - started
     work = [future.result()["seconds"] for future in asked]
     return {
@@ -41,6 +42,7 @@ def cells(profile: str, merge_methods: list[str] | None = None) -> dict[str, Any
 
 
 if __name__ == "__main__":
+    wait_for_server()
     taken = cells(**json.loads(sys.argv[1]))
     peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())  # ru_maxrss counts the parent's, too
     assert peak

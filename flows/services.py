@@ -33,13 +33,13 @@ class Service:
     log: Path
 
 
-def choose_port(variable: str) -> int:
-    """The port that the environment variable asks for, else a free one.
+def choose_port(variable: str | None = None) -> int:
+    """The port that the environment variable asks for, if one is named and set, else a free one.
 
     Raises:
         StackError: if the port that was asked for is taken.
     """
-    asked = os.environ.get(variable)
+    asked = variable and os.environ.get(variable)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

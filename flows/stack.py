@@ -37,7 +37,8 @@ from flows.services import (
 )
 from tasks import slots, tracking
 from tasks.executors import check_executor
-from tasks.steps import local_runtime, state_dir
+from tasks.state import state_dir
+from tasks.steps import local_runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]

@@ -23,12 +23,13 @@ from lori import plan, recipes
 from lori.config import Handle, Hardware
 from lori.models import identity, split_base
 from tasks import report, tracking
-from tasks.cells import Cells, Future, is_refreshed, to_handle
+from tasks.cells import Cells, Future, is_refreshed, recalled, to_handle
 from tasks.executors import check_executor, interruptible
 from tasks.interference_table import read_pairs
 from tasks.progress import log_at_info
 from tasks.pushing import check_push, push
-from tasks.steps import STEPS, local_runtime, state_dir
+from tasks.state import state_dir
+from tasks.steps import STEPS, local_runtime
 from tasks.tracking.content import locked
 from tasks.verdict import read_intervals
 
@@ -135,14 +136,14 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mappin
         ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
     """
     started = time.monotonic()
-    noted = _noted(study, stages)
+    noted = cast(list[plan.PlannedCell], list(ask_all(study, stages, note_cell).titles))
     _check_refresh(study.cells.refresh, [f"{cell.step} {cell.name}" for cell in noted])
     if study.plan_only or study.hardware.gpu:
         drawn = plan.plan_study(study.profile, study.hardware, noted)
         if study.plan_only:
             return _publish_plan(drawn)
         plan.check(drawn)
-    with interruptible():
+    with interruptible(), recalled(lambda submit: ask_all(study, stages, submit)):
         rows = [row for stage in stages for row in stage(study)]
         if not rows:
             raise ValueError(
@@ -165,11 +166,11 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mappin
     return Completed(message=summary, data={"computed": progress.computed, "cached": progress.cached})
 
 
-def _noted(study: Study, stages: Sequence[Callable[[Study], list[Row]]]) -> list[plan.PlannedCell]:
-    """The cells of all stages, none asked for."""
-    noted = replace(study, cells=Cells(study.cells.place, submit=note_cell))
-    comparison(noted.cells, [row for stage in stages for row in stage(noted)])
-    return [cast(plan.PlannedCell, cell) for cell in noted.cells.titles]
+def ask_all(study: Study, stages: Sequence[Callable[[Study], list[Row]]], submit: Callable[..., Future]) -> Cells:
+    """The cells of all stages, asked for from `submit`."""
+    cells = Cells(study.cells.place, study.cells.refresh, submit)
+    comparison(cells, [row for stage in stages for row in stage(replace(study, cells=cells))])
+    return cells
 
 
 def _check_refresh(refresh: Sequence[str], titles: Sequence[str]) -> None:

@@ -23,7 +23,8 @@ from tasks import draining, tracking
 from tasks.catalogue import Entry, enter, suffix, write_card
 from tasks.checkpoints import Watch, forget, restore
 from tasks.data import ROWS_FILE
-from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
+from tasks.state import state_dir
+from tasks.steps import IS_FIRST, IS_ONE_OF_SEVERAL, work_dir
 
 CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 

@@ -5,18 +5,24 @@ believed only if its artifact is still there; two runs that want the same cell a
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.filesystems import LocalFileSystem
 from prefect.futures import PrefectFuture
 from prefect.locking.protocol import LockManager
-from prefect.results import ResultStore
+from prefect.results import ResultStore, get_result_store
+from prefect.runtime import flow_run
 from prefect.transactions import IsolationLevel
+from prefect.utilities.annotations import quote
 
 from lori.config import (
     CompareConfig,
@@ -37,13 +43,15 @@ from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_key
 
 LOG = logging.getLogger(__name__)
 Future = PrefectFuture[dict[str, Any]]
+RECALL_SECONDS = 60.0  # that an answer of `recalled` counts for
 RETRY_SECONDS = [1.0, 10.0, 60.0, 300.0]  # after each crash
 
 
-def submit_task(*, step: str, place: Mapping[str, Any], **arguments: Any) -> Future:
+def submit_task(*, step: str, config: Any, place: Mapping[str, Any], **arguments: Any) -> Future:
     """The cell as a task of the running flow."""
     table = REFRESHING if place.get("refresh") else TASKS
-    return table[step].submit(step=step, place=place, **arguments)
+    # In quotes, for Prefect would search every field of them for futures: a quarter of what a cached task costs
+    return table[step].submit(step=step, config=quote(config), place=quote(place), **arguments)
 
 
 @dataclass
@@ -169,6 +177,59 @@ def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Ma
     return Job(step, name, config, handles, place)
 
 
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """A cell as this machine's records have it, in the place of its future; empty if they have it not."""
+
+    job: Job | None = None
+    record: Mapping[str, Any] | None = None
+
+
+_RECALLED: dict[UUID, dict[str, float]] = {}  # by flow run: keys of usable records, and when they were
+
+
+@contextmanager
+def recalled(ask: Callable[[Callable[..., Future]], Cells]) -> Iterator[None]:
+    """Look up what is recorded of all cells that `ask` asks the given function for, before tasks do.
+
+    Only for speed: each task by itself asks MLflow for its cell, and many threads that do so keep each other waiting.
+    Where records are not files of this machine, their tasks fetch them, at the same time.
+    """
+    store = get_result_store().update_for_task(compute)
+    assert isinstance(store, ResultStore)  # and no coroutine: nothing here is asynchronous
+    own = UUID(flow_run.id)
+    if isinstance(store.result_storage, LocalFileSystem):
+        cells = ask(lambda **asked: cast(Future, _recall(store, **asked)))
+        _RECALLED[own] = _usable_now([cell for cell in cast(list[Recalled], [*cells.titles]) if cell.record])
+    try:
+        yield
+    finally:
+        _RECALLED.pop(own, None)
+
+
+def _recall(
+    store: ResultStore, step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]
+) -> Recalled:
+    sources = [cell for value in inputs.values() for cell in (value if isinstance(value, list) else [value])]
+    if place["refresh"] or not all(cell.record for cell in sources):
+        return Recalled()
+    records = {
+        role: [cell.record for cell in value] if isinstance(value, list) else value.record
+        for role, value in inputs.items()
+    }
+    job = _job(step, name, config, records, place)
+    key = job_key(job)
+    return Recalled(job, _recorded(store, key) if store.exists(key) else None)
+
+
+def _usable_now(cells: Sequence[Recalled]) -> dict[str, float]:
+    jobs = [cell.job for cell in cells if cell.job]
+    handles = [to_handle(cell.record) for cell in cells if cell.record]
+    are_usable = tracking.are_available(jobs[0].runtime, handles) if jobs else []
+    now = time.monotonic()
+    return {job_key(job): now for job, is_usable in zip(jobs, are_usable, strict=True) if is_usable}
+
+
 @dataclass
 class CheckedHandle(CachePolicy):
     """The job's key; if the artifact of its cached handle is gone, the first free `<key>-g<n>`.
@@ -189,6 +250,9 @@ class CheckedHandle(CachePolicy):
         """Called by Prefect before it looks into the cache."""
         job = _job(**inputs)
         first = name = job_key(job)
+        own = task_ctx.task_run.flow_run_id
+        if own and time.monotonic() - _RECALLED.get(own, {}).get(first, -RECALL_SECONDS) < RECALL_SECONDS:
+            return first
         generation = 0
         try:
             while not _is_usable(task_ctx.result_store, name, job):
@@ -203,11 +267,18 @@ def _is_usable(store: ResultStore, key: str, job: Job) -> bool:
     """Whether there is no record under `key`, or one whose artifact can be fetched."""
     if not store.exists(key):
         return True
+    record = _recorded(store, key)
+    return record is not None and tracking.is_available(job.runtime, to_handle(record))
+
+
+def _recorded(store: ResultStore, key: str) -> Mapping[str, Any] | None:
+    """What is under `key`; None if a crash cut it short, as Prefect writes in place."""
     try:
-        handle = to_handle(store.read(key).result)
+        record = store.read(key).result
+        to_handle(record)
     except (ValueError, TypeError, KeyError, EOFError):
-        return False  # cut short by a crash: Prefect writes records in place
-    return tracking.is_available(job.runtime, handle)
+        return None
+    return record
 
 
 def _is_crash(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:

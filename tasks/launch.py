@@ -16,7 +16,8 @@ from typing import Any
 
 from tasks import progress, slots
 from tasks.answers import Computed, read_answer
-from tasks.steps import COMPUTE_SETTINGS, Job, JobCrashed, find_result, job_key, job_to_json, work_dir
+from tasks.state import COMPUTE_SETTINGS
+from tasks.steps import Job, JobCrashed, find_result, job_key, job_to_json, work_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOW_RUN = "LORI_FLOW_RUN"  # the id of the flow run that asked for the job, in its environment

@@ -11,7 +11,7 @@ from typing import Self
 from prefect.locking.protocol import LockManager
 
 from tasks.executors import check_wanted
-from tasks.steps import state_dir
+from tasks.state import state_dir
 
 POLL_SECONDS = 0.1
 

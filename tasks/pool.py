@@ -19,7 +19,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from tasks.answers import Computed, answer, end_with_parent, read_answer
-from tasks.steps import COMPUTE_SETTINGS, STEPS, Job, JobCancelled, JobCrashed, job_from_json, job_to_json
+from tasks.state import COMPUTE_SETTINGS
+from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_from_json, job_to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

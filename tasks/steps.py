@@ -27,10 +27,9 @@ from lori.config import (
     step_key,
 )
 from tasks import tracking
+from tasks.state import state_dir
 from tasks.tracking.content import locked
 
-# Of every process that computes: sums over more threads have other last bits, and two processes share the cores
-COMPUTE_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 FULL_BYTES = 1 << 20
 ONE, ALL = 1, None  # of the GPUs that a training may have
 # torchrun says so. Its processes do not ask MLflow each for itself: answers may differ, and they go the same way
@@ -171,11 +170,6 @@ def _advice(error: Exception) -> str:
         return ""
     listed = ", ".join(f"{place} ({number / 1e6:.0f} MB free)" for place, number in free.items())
     return f" A disk is full: make room at {listed} or in MLflow's store, and run the flow again. What is done stays."
-
-
-def state_dir() -> Path:
-    """Where this machine keeps databases, results, locks and logs: `LORI_DIR`, or `.lori` in the working directory."""
-    return Path(os.environ.get("LORI_DIR", ".lori")).resolve()
 
 
 @contextmanager

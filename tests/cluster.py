@@ -41,8 +41,8 @@ class Cluster:
     """The processes by name, and where they answer."""
 
     directory: Path
-    prefect_port: int = field(default_factory=lambda: choose_port("NO_PORT"))
-    mlflow_port: int = field(default_factory=lambda: choose_port("NO_PORT"))
+    prefect_port: int = field(default_factory=choose_port)
+    mlflow_port: int = field(default_factory=choose_port)
     services: dict[str, Service] = field(default_factory=dict)
 
     @property

@@ -21,7 +21,7 @@ def as_postgres(*command: str) -> str:
 @contextmanager
 def postgres_server(password: str, *databases: str) -> Iterator[str]:
     """The address of a server with `databases` of the user lori, who has that password."""
-    directory, port = as_postgres("mktemp", "-d", "/tmp/lori-postgres-XXXX"), choose_port("NO_SUCH_PORT")
+    directory, port = as_postgres("mktemp", "-d", "/tmp/lori-postgres-XXXX"), choose_port()
     data = f"{directory}/data"
     as_postgres(f"{BIN}/initdb", "-D", data, "--auth-local=trust", "--auth-host=scram-sha-256")
     options = f"-c listen_addresses=127.0.0.1 -p {port} -k {directory}"

@@ -239,6 +239,16 @@ def test_a_deleted_model_or_run_is_not_available(store: Store, tmp_path: Path) -
     assert not tracking.is_available(store.runtime, second)
 
 
+def test_many_are_looked_for_at_once(store: Store, tmp_path: Path) -> None:
+    there, gone = [
+        log_adapter(store, write_adapter(tmp_path / name), key=f"train-v1-{name}") for name in ("there", "gone")
+    ]
+    client_of(store).delete_run(gone.run_id)
+    unknown = Handle("adapter", KEY, "x", "0" * 32, "models:/m-0123", "0" * 64)
+    assert tracking.are_available(store.runtime, [gone, there, unknown, there]) == [False, True, False, True]
+    assert tracking.are_available(store.runtime, []) == []
+
+
 def test_an_unknown_handle_is_not_available(store: Store) -> None:
     for uri in ("models:/m-0123", "runs:/0123/rows"):
         unknown = Handle("adapter", KEY, "x", "0" * 32, uri, "0" * 64)

@@ -47,7 +47,7 @@ def run_bootstrap(*arguments: str, **environment: str) -> subprocess.CompletedPr
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of the clients of a server that wants a password."""
     directory = tmp_path_factory.mktemp("server")
-    url = f"http://127.0.0.1:{choose_port('NO_SUCH_PORT')}/api"
+    url = f"http://127.0.0.1:{choose_port()}/api"
     environment = {
         "DO_NOT_TRACK": "1",
         "PREFECT_API_AUTH_STRING": AUTH,

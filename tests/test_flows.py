@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -24,8 +25,9 @@ from flows.full_paper import full_paper
 from flows.scout import scout
 from flows.study import begin
 from flows.sweep import sweep
+from lori.config import Handle, Runtime
 from lori.scoring import SCORERS
-from tasks import pool
+from tasks import cells, pool, tracking
 from tasks.steps import STEPS, local_runtime
 from tasks.tracking import TrackingUnavailable
 
@@ -57,6 +59,22 @@ def test_the_paper_flow_computes_every_kind_of_stage_and_reports_its_three_table
 def test_a_second_run_computes_nothing_and_says_so(paper: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
     assert f"Nothing to do: all {paper['computed']} cells cached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_what_is_cached_is_looked_up_together_for_as_long_as_that_is_new(
+    paper: dict[str, int], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[Handle] = []
+
+    def is_available(runtime: Runtime, handle: Handle) -> bool:
+        looked_up.append(handle)
+        return tracking.is_available(runtime, handle)
+
+    monkeypatch.setattr(cells, "RECALL_SECONDS", seconds)
+    monkeypatch.setattr(cells, "tracking", SimpleNamespace(**{**vars(tracking), "is_available": is_available}))
+    assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
+    assert len(looked_up) == (0 if seconds else paper["computed"])
 
 
 def test_a_scout_finds_the_paper_done_and_under_another_profile_not(paper: dict[str, int]) -> None:

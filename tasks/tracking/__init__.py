@@ -20,10 +20,11 @@ os.environ.update(
 )
 
 from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
-from tasks.tracking.client import MlflowException, TrackingUnavailable, ensure_store
+from tasks.tracking.client import MlflowException, TrackingUnavailable, ensure_store, import_store
 from tasks.tracking.content import CARD, directory_digest
 from tasks.tracking.files import (
     ArtifactMissing,
+    are_available,
     drop_directory,
     fetch,
     find_directory,
@@ -63,6 +64,7 @@ __all__ = [
     "Published",
     "TrackingUnavailable",
     "address_of",
+    "are_available",
     "card_lock",
     "close_run",
     "close_run_of",
@@ -77,6 +79,7 @@ __all__ = [
     "find_directory",
     "find_handle",
     "find_tags",
+    "import_store",
     "is_available",
     "link_dataset",
     "link_inputs",

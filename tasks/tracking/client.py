@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -38,6 +39,13 @@ def ensure_store(tracking_uri: str) -> None:
             f"MLFLOW_TRACKING_URI is {tracking_uri!r}. Expected a server such as http://127.0.0.1:5000 (`make serve`"
             " starts one) or an absolute SQLite file such as sqlite:////home/me/lori/mlflow.db."
         )
+
+
+def import_store(tracking_uri: str) -> None:
+    """What `connect` imports for a store in a file, two seconds of it, before anybody waits for that."""
+    if not is_server(tracking_uri):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
+        import_module("mlflow.store.model_registry.sqlalchemy_store")
 
 
 def is_server(tracking_uri: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lori.config import Handle, Runtime
-from tasks.tracking.client import KEY_TAG, connect, key_lock
+from tasks.tracking.client import KEY_TAG, connect, is_server, key_lock
 from tasks.tracking.content import MLMODEL, NO_CONTENT, Content, DamagedError, cached_directory, measure
 from tasks.tracking.reading import run_reader
 from tasks.tracking.runs import param_texts
@@ -33,6 +34,7 @@ from tasks.tracking.runs import param_texts
 LOG = logging.getLogger(__name__)
 CONTENT_TAG = "lori.content"
 MAX_DIGEST = 36  # characters, MLflow's limit
+THREADS = 16  # that ask a server at the same time
 DAMAGED = "damaged"  # a content tag's value: the store lists the files, but their bytes are not what was logged
 
 
@@ -250,17 +252,28 @@ def _missing(handle: Handle, reason: str) -> str:
     )
 
 
-def is_available(runtime: Runtime, handle: Handle) -> bool:
-    """Whether the store still lists all files of `handle`, unread: run not deleted, model READY, digest as logged."""
+def are_available(runtime: Runtime, handles: Sequence[Handle]) -> list[bool]:
+    """`is_available` of each, in few requests."""
+    reader = run_reader(runtime.tracking_uri, runtime.experiment)
+    runs = reader.read_all(list(dict.fromkeys(handle.run_id for handle in handles)))
+    with ThreadPoolExecutor(THREADS if is_server(runtime.tracking_uri) else 1) as threads:
+        return list(threads.map(lambda handle: is_available(runtime, handle, runs.get(handle.run_id)), handles))
+
+
+def is_available(runtime: Runtime, handle: Handle, run: Run | None = None) -> bool:
+    """Whether the store still lists all files of `handle`, unread: run not deleted, model READY, digest as logged.
+
+    `run` is the handle's as it was read just now, if it was.
+    """
     try:
-        location, tag = _locate(runtime, handle)
+        location, tag = _locate(runtime, handle, run)
     except LookupError:
         return False
     content = _intact_content(runtime, location, tag)
     return content is not None and content.sha256 == handle.sha256
 
 
-def _locate(runtime: Runtime, handle: Handle) -> tuple[str, str]:
+def _locate(runtime: Runtime, handle: Handle, run: Run | None = None) -> tuple[str, str]:
     """Where the files of `handle` are, and their content tag.
 
     Raises:
@@ -268,7 +281,7 @@ def _locate(runtime: Runtime, handle: Handle) -> tuple[str, str]:
     """
     client = connect(runtime.tracking_uri)
     try:
-        run = run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
+        run = run or run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
         if run.info.lifecycle_stage == "deleted":
             raise LookupError(f"run {handle.run_id} is deleted")
         if handle.uri.startswith("runs:/"):

@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-ZOMBIE_SECONDS = 90  # three heartbeats
+ZOMBIE_SECONDS = 180  # six heartbeats: a minute without a server, and its start, and one that was due, fit in
 CELLS = {"profile": "scale", "domains": ["nlu"], "methods": ["lori-d"]}  # a training of 100 steps
 
 

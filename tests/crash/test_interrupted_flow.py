@@ -1,0 +1,31 @@
+"""`python -m flows.…` in a terminal, ended while it computes: its own Prefect server ends with it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import wait_until
+from stacks import ROOT, processes_of
+
+COMMAND = [sys.executable, "-m", "flows.full_paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    own = ("PREFECT_", "LORI_", "MLFLOW_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    env |= {"LORI_DIR": str(tmp_path), "LORI_EXECUTOR": "pool", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    first = process.stdout.readline()
+    assert first.startswith("[1/"), first + process.stdout.read()
+    assert len(processes_of(tmp_path)) >= 3  # the flow, its server, a worker
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_until(lambda: not processes_of(tmp_path), 30, "for the server and the workers to end")
