@@ -1,6 +1,6 @@
 """What orchestration costs beside the work: a cell, a cached one, a process, a job of a worker; a driver's memory.
 
-python -m benchmarks.orchestration            # smoke profile: 60 cells, and a worker; four minutes on 2 cores
+python -m benchmarks.orchestration            # smoke profile: 74 cells, and a worker; four minutes on 2 cores
 python -m benchmarks.orchestration --scale    # and the scale profile: 212 cells, which take ten minutes more
 """
 
@@ -110,7 +110,12 @@ def main() -> None:
     smoke, largest = rows[0], rows[-1]
     goals = [
         goal("s a computed cell beyond its work, inline", smoke["inline: s a cell beyond its work"], "≤", 0.3),
-        goal("60 cached cells, s in the flow body", smoke["cached: s in the flow body"], "≤", 1),
+        goal(  # 60 in a second
+            f"{smoke['cells']} cached cells, s in the flow body",
+            smoke["cached: s in the flow body"],
+            "≤",
+            round(smoke["cells"] / 60, 2),
+        ),
         goal(f"{largest['profile']}, cached, s as a process", largest["cached: s as a process"], "≤", 15),
         goal(f"{largest['profile']}, cached, driver's MiB", largest["cached: driver's MiB"], "≤", 500),
         goal("s a job of a worker beyond its work, the largest", max(jobs), "≤", 15),

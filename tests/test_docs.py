@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
 import yaml
 from rows import read_rows, real_data_dir
 
@@ -82,3 +83,31 @@ def test_the_learning_rates_and_weights_are_the_ones_that_the_search_chose():
     assert found["base_model"] == identity("scale"), "the base model changed: choose again"
     assert {method: rate for method, rate in LEARNING_RATES.items() if method != "base"} == found["learning_rates"]
     assert {" ".join(names): weight for names, weight in MERGE_WEIGHTS.items()} == found["merge_weights"]
+
+
+def test_a_copied_report_takes_the_place_of_the_one_before_without_what_is_empty_or_large(tmp_path):
+    report, target = tmp_path / "report", tmp_path / "docs"
+    for folder in (report, target, target / "ablations"):
+        folder.mkdir()
+    texts = {
+        "single.csv": "method\nlora\n",
+        "bases.csv": "base\n",
+        "single.png": "",
+        "figures.html": "",
+        "cells.csv": "",
+    }
+    texts["README.md"] = "# Results\n\nAll figures: [figures.html](figures.html).\n\n## Tables\n"
+    for name, text in texts.items():
+        (report / name).write_text(text)
+    (target / "merging.csv").write_text("an earlier report's")
+    script = runpy.run_path(str(ROOT / "docs" / "copy_report.py"))
+    script["copy_report"].__globals__["TARGET"] = target
+    for folder, pages in (("", ["figures.html"]), ("ablations", [])):
+        script["copy_report"](report, folder)
+        copied = [path.name for path in (target / folder).iterdir() if path.is_file()]
+        assert sorted(copied) == sorted(["README.md", "single.csv", "single.png", *pages])
+    assert (target / "README.md").read_text() == texts["README.md"]
+    assert (target / "ablations" / "README.md").read_text() == "# Results\n\n## Tables\n"
+    with pytest.raises(FileNotFoundError):
+        script["copy_report"](tmp_path / "no-report")
+    assert (target / "single.csv").exists()
