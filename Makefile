@@ -15,7 +15,7 @@ paper: .venv/ready  ## servers, workers, every table of the paper; then all is s
 serve: .venv/ready  ## servers and workers until Ctrl-C; `make paper` then uses them
 	$(BIN)/python -m flows.stack serve
 
-smoke: .venv/ready  ## every kind of stage, without a server
+smoke: .venv/ready  ## every kind of stage, with no servers to start
 	@echo "Every kind of stage once: about a minute."
 	$(BIN)/python -m flows.full_paper --profile smoke
 

@@ -1,6 +1,6 @@
 """A driver that only asks for cells: `python -m benchmarks.driver '{"profile": "smoke"}'` says what that took."""
 
-from flows.local import use_local_stores, wait_for_server
+from flows.local import use_local_stores, wait_for_local_server
 
 use_local_stores()
 
@@ -42,7 +42,7 @@ def cells(profile: str, merge_methods: list[str] | None = None) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    wait_for_server()
+    wait_for_local_server()
     taken = cells(**json.loads(sys.argv[1]))
     peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())  # ru_maxrss counts the parent's, too
     assert peak

@@ -1,4 +1,4 @@
-"""A flow in a terminal: Prefect and MLflow keep their databases under `.lori/local/`, and one process is all.
+"""A flow in a terminal: Prefect and MLflow keep their databases under `.lori/local/`, and nothing else need run.
 
 The Prefect server of such a run starts before anything that takes long is imported, so that both take their time
 together. Prefect would start one as well, when it is first asked for, and leave it behind where its parent is killed.
@@ -9,12 +9,13 @@ import atexit
 import json
 import os
 import signal
+import socket
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.services import LOCALHOST, Service, choose_port, start, stop, wait_until_healthy
+from flows.services import LOCALHOST, StackError, start, stop, wait_until_healthy
 from tasks.state import COMPUTE_SETTINGS, state_dir
 
 if TYPE_CHECKING:
@@ -22,72 +23,108 @@ if TYPE_CHECKING:
 
 LOCAL_SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the flow prints a line a cell, and failures itself
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # a fifth of the start, and no block is used
-    "PREFECT_UI_ENABLED": "false",
-    "PREFECT_UI_URL": "",  # no links to a server that ends with the flow
     "DO_NOT_TRACK": "1",
+}
+SERVER_SETTINGS = {  # as Prefect's own `SubprocessASGIServer`, which can't be had without importing the server here
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # a fifth of the start, and no block is used
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_UI_ENABLED": "false",
 }
 
 
-_SERVERS: list[Service] = []  # of this process: one, or none where jobs are found through a server that stays
+class LocalServer:
+    """A Prefect server that ends with this process, however that ends."""
+
+    def __init__(self) -> None:
+        # Taken at once: a free port could be another's by the time that the server has imported itself
+        self._listener = socket.create_server((LOCALHOST, 0))
+        self.url = f"http://{LOCALHOST}:{self._listener.getsockname()[1]}/api"
+        self._start()
+        atexit.register(self._stop)
+
+    def _start(self) -> None:
+        number = self._listener.fileno()
+        command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "uvicorn", "--fd", str(number)]
+        command += ["--log-level", "error", "--factory", "prefect.server.api.server:create_app"]
+        name, logs, env = f"prefect-{os.getpid()}", state_dir() / "logs", {**os.environ, **SERVER_SETTINGS}
+        self._service = start(name, command, log_dir=logs, cwd=Path.cwd(), env=env, pass_fds=[number])
+
+    def _stop(self) -> None:
+        stop(self._service)
+        self._service.log.unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            StackError: if it ends, twice: two that make one database at the same moment break each other.
+        """
+        try:
+            wait_until_healthy(self._service, f"{self.url}/health")
+        except StackError:
+            self._start()
+            wait_until_healthy(self._service, f"{self.url}/health")
+        self._listener.close()  # or nobody would be told of a server that is gone
+
+
+_SERVERS: list[LocalServer] = []  # one, or none where jobs are found through a server that stays
 
 
 def use_local_stores() -> None:
-    """Settings of a quiet local run, and its server; what is set already stays. Only before Prefect is imported."""
+    """Settings of a quiet local run, and its server. Only before Prefect and torch are imported.
+
+    What is set already stays, but for the server's address: only where jobs are found through it is it the user's.
+    """
     # Apart from the servers' own: one experiment lives in a server or in a file, and one database has one writer
     home = state_dir() / "local" / "prefect"
     results = state_dir() / "local" / "results"
     stores = {"PREFECT_HOME": str(home), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results)}
-    has_server = os.environ.get("LORI_EXECUTOR") == "deployment"  # workers are found through it
     for name, value in {**LOCAL_SETTINGS, **COMPUTE_SETTINGS, **stores}.items():
         os.environ.setdefault(name, value)
     home.mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent
-    if not has_server:
-        _start_server()
+    if os.environ.get("LORI_EXECUTOR") != "deployment":
+        _SERVERS.append(LocalServer())
+        os.environ |= {"PREFECT_API_URL": _SERVERS[0].url, "PREFECT_UI_URL": ""}  # no links to what ends with the flow
 
 
-def _start_server() -> None:
-    """As Prefect's own `SubprocessASGIServer`, which can't be had without importing the server here."""
-    address = ["--host", LOCALHOST, "--port", str(port := choose_port())]
-    app = ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    # setpriv: it ends with this process, however that ends
-    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "uvicorn", *app, *address]
-    ephemeral = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    log_dir = state_dir() / "logs"
-    server = start("prefect-local", command, log_dir=log_dir, cwd=Path.cwd(), env={**os.environ, **ephemeral})
-    atexit.register(stop, server)
-    _SERVERS.append(server)
-    os.environ["PREFECT_API_URL"] = f"http://{LOCALHOST}:{port}/api"
-
-
-def wait_for_server() -> None:
+def wait_for_local_server() -> None:
     """Until a flow can be run.
 
     Raises:
         StackError: if the server that `use_local_stores` started does not answer.
+        RuntimeError: if it started none, and there is no other.
     """
-    from tasks import steps, tracking  # not before the server starts: it is MLflow, and takes as long
+    from prefect.settings import PREFECT_API_URL  # not before `use_local_stores`
 
-    tracking.import_store(steps.local_runtime().tracking_uri)
+    if not PREFECT_API_URL.value():
+        raise RuntimeError("LORI_EXECUTOR=deployment needs PREFECT_API_URL: the Prefect server of the workers.")
     for server in _SERVERS:
-        wait_until_healthy(server, f"{os.environ['PREFECT_API_URL']}/health")
+        server.wait()
 
 
 def main(flow: "Flow[..., Any]") -> None:
     """Run `flow` with the parameters on the command line; what a user can mend is one sentence, not a traceback."""
-    from prefect.exceptions import PrefectException  # not before `use_local_stores`
+    from prefect.exceptions import (
+        PrefectException,  # not before `use_local_stores`, and the next not before its server
+    )
+
+    from tasks import tracking
+    from tasks.steps import local_runtime
 
     parser = argparse.ArgumentParser(description=(flow.description or "").partition("\n")[0])
     parser.add_argument("--profile", default="smoke", help="a row of PROFILES; smoke if left out")
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="VALUE: JSON or text")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
-    # Without a handler a termination would be no exit, and Prefect's own server would be left running
+    # Without a handler a termination would be no exit, and nobody would say in Prefect that the flow is over
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
     try:
-        wait_for_server()
+        tracking.import_store(local_runtime().tracking_uri)  # while the server starts
+        wait_for_local_server()
         flow(profile=options.profile, **dict(map(_parameter, options.param)))
     except (ValueError, RuntimeError, PrefectException) as error:  # StackError among them
         sys.exit(f"{flow.name}: {error}")

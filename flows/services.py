@@ -49,8 +49,16 @@ def choose_port(variable: str | None = None) -> int:
         return probe.getsockname()[1]
 
 
-def start(name: str, command: Sequence[str], *, log_dir: Path, cwd: Path, env: Mapping[str, str]) -> Service:
-    """Start `command`, its output in `log_dir/<name>.log`."""
+def start(
+    name: str,
+    command: Sequence[str],
+    *,
+    log_dir: Path,
+    cwd: Path,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+) -> Service:
+    """Start `command`, its output in `log_dir/<name>.log`, with the open files `pass_fds`."""
     log_dir.mkdir(parents=True, exist_ok=True)
     log = log_dir / f"{name}.log"
     with log.open("wb") as output:
@@ -64,6 +72,7 @@ def start(name: str, command: Sequence[str], *, log_dir: Path, cwd: Path, env: M
             cwd=cwd,
             env=env,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     return Service(name, process, log)
 

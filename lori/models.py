@@ -51,8 +51,10 @@ def split_base(name_or_path: str) -> tuple[str, str | None]:
     Raises:
         ValueError: if the folder's name holds an @, which separates name and revision, or is that of a row.
     """
+    if name_or_path in BASE_MODELS:
+        return name_or_path, None
     folder = Path(os.path.abspath(Path(name_or_path).expanduser()))
-    if name_or_path in BASE_MODELS or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         return name_or_path, None
     if folder.name in BASE_MODELS:
         raise ValueError(f"{folder}: {folder.name} is the name of a row of BASE_MODELS already. Rename the folder.")

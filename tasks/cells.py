@@ -1,7 +1,8 @@
 """A cell is one result that a flow run asks for: a cached Prefect task around one job.
 
 The cache key is the job's key, so that Prefect, MLflow and the local cache name a result alike. A cached handle is
-believed only if its artifact is still there; two runs that want the same cell at the same time compute it once.
+believed only if its artifact is there, or was within the last minute, when its flow run looked for all of them. Two
+runs that want the same cell at the same time compute it once.
 """
 
 import logging
@@ -22,7 +23,7 @@ from prefect.locking.protocol import LockManager
 from prefect.results import ResultStore, get_result_store
 from prefect.runtime import flow_run
 from prefect.transactions import IsolationLevel
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import opaque, quote
 
 from lori.config import (
     CompareConfig,
@@ -35,23 +36,26 @@ from lori.config import (
     PublishedConfig,
     RandomMaskConfig,
     TrainConfig,
+    step_key,
 )
 from tasks import tracking
 from tasks.executors import execute
 from tasks.locks import FlockLocks
-from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_key
+from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_key, local_runtime
 
 LOG = logging.getLogger(__name__)
 Future = PrefectFuture[dict[str, Any]]
-RECALL_SECONDS = 60.0  # that an answer of `recalled` counts for
+RECALL_SECONDS = 60.0  # from its start that what `recalled` found counts
 RETRY_SECONDS = [1.0, 10.0, 60.0, 300.0]  # after each crash
 
 
-def submit_task(*, step: str, config: Any, place: Mapping[str, Any], **arguments: Any) -> Future:
+def submit_task(*, step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]) -> Future:
     """The cell as a task of the running flow."""
     table = REFRESHING if place.get("refresh") else TASKS
-    # In quotes, for Prefect would search every field of them for futures: a quarter of what a cached task costs
-    return table[step].submit(step=step, config=quote(config), place=quote(place), **arguments)
+    # Prefect would search every field of these and of the records for futures: a third of what a cached task costs
+    sources = {role: [*map(opaque, v)] if isinstance(v, list) else opaque(v) for role, v in inputs.items()}
+    arguments: dict[str, Any] = {"config": quote(config), "inputs": sources, "place": quote(place)}
+    return table[step].submit(step=step, name=name, **arguments)
 
 
 @dataclass
@@ -177,15 +181,7 @@ def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Ma
     return Job(step, name, config, handles, place)
 
 
-@dataclass(frozen=True, eq=False)
-class Recalled:
-    """A cell as this machine's records have it, in the place of its future; empty if they have it not."""
-
-    job: Job | None = None
-    record: Mapping[str, Any] | None = None
-
-
-_RECALLED: dict[UUID, dict[str, float]] = {}  # by flow run: keys of usable records, and when they were
+_RECALLED: dict[UUID, tuple[float, Mapping[str, str]]] = {}  # by flow run: when it looked, and what `_look_up` found
 
 
 @contextmanager
@@ -193,48 +189,55 @@ def recalled(ask: Callable[[Callable[..., Future]], Cells]) -> Iterator[None]:
     """Look up what is recorded of all cells that `ask` asks the given function for, before tasks do.
 
     Only for speed: each task by itself asks MLflow for its cell, and many threads that do so keep each other waiting.
-    Where records are not files of this machine, their tasks fetch them, at the same time.
     """
-    store = get_result_store().update_for_task(compute)
-    assert isinstance(store, ResultStore)  # and no coroutine: nothing here is asynchronous
-    own = UUID(flow_run.id)
-    if isinstance(store.result_storage, LocalFileSystem):
-        cells = ask(lambda **asked: cast(Future, _recall(store, **asked)))
-        _RECALLED[own] = _usable_now([cell for cell in cast(list[Recalled], [*cells.titles]) if cell.record])
+    own, now = UUID(flow_run.id), time.monotonic()
+    try:
+        _RECALLED[own] = now, _look_up(ask(_key_of))
+    except Exception as error:
+        LOG.warning("Each cell asks for itself whether its result is still in MLflow: %r", error)
     try:
         yield
     finally:
         _RECALLED.pop(own, None)
 
 
-def _recall(
-    store: ResultStore, step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]
-) -> Recalled:
-    sources = [cell for value in inputs.values() for cell in (value if isinstance(value, list) else [value])]
-    if place["refresh"] or not all(cell.record for cell in sources):
-        return Recalled()
-    records = {
-        role: [cell.record for cell in value] if isinstance(value, list) else value.record
-        for role, value in inputs.items()
-    }
-    job = _job(step, name, config, records, place)
-    key = job_key(job)
-    return Recalled(job, _recorded(store, key) if store.exists(key) else None)
+def _key_of(*, step: str, config: Any, inputs: Mapping[str, Any], **_others: Any) -> Future:
+    """A cell's key in the place of its future: it follows from the keys of what the cell reads."""
+    return cast(Future, step_key(step, STEPS[step].version, config, inputs))
 
 
-def _usable_now(cells: Sequence[Recalled]) -> dict[str, float]:
-    jobs = [cell.job for cell in cells if cell.job]
-    handles = [to_handle(cell.record) for cell in cells if cell.record]
-    are_usable = tracking.are_available(jobs[0].runtime, handles) if jobs else []
-    now = time.monotonic()
-    return {job_key(job): now for job, is_usable in zip(jobs, are_usable, strict=True) if is_usable}
+def _look_up(cells: Cells) -> Mapping[str, str]:
+    """By key, the record of each cell that is not to be refreshed and whose artifact can be fetched.
+
+    Nothing where records are not files of this machine: their tasks fetch them, at the same time.
+    """
+    store = get_result_store().update_for_task(compute)
+    assert isinstance(store, ResultStore)  # and no coroutine: nothing here is asynchronous
+    if not isinstance(store.result_storage, LocalFileSystem):
+        return {}
+    # Without locks: who computes a cell again holds its lock. Without a cache: it would outlive what is read here
+    store = store.model_copy(update={"lock_manager": None, "cache_result_in_memory": False})
+    runtime, usable, generation = local_runtime(**cells.place), {}, 0
+    left = {key: key for key in cast(set[str], {*cells.titles} - cells.refreshed)}
+    while left:
+        records = {key: record for key, name in left.items() if (record := _recorded(store, name))}
+        are_usable = tracking.are_available(runtime, [to_handle(record) for record in records.values()])
+        usable |= {key: left[key] for key, is_usable in zip(records, are_usable, strict=True) if is_usable}
+        generation += 1
+        left = {key: _generation(key, generation) for key in records if key not in usable}
+    return usable
+
+
+def _generation(key: str, number: int) -> str:
+    return f"{key}-g{number}" if number else key
 
 
 @dataclass
 class CheckedHandle(CachePolicy):
     """The job's key; if the artifact of its cached handle is gone, the first free `<key>-g<n>`.
 
-    Nothing is deleted, so that it works on any result storage, and what is made again is not taken for `Cached`.
+    Nothing is deleted, so that it works on any result storage, and what is made again is not taken for `Cached`. What
+    `recalled` has just found there is not looked for again.
     """
 
     isolation_level: Any = IsolationLevel.SERIALIZABLE
@@ -251,13 +254,14 @@ class CheckedHandle(CachePolicy):
         job = _job(**inputs)
         first = name = job_key(job)
         own = task_ctx.task_run.flow_run_id
-        if own and time.monotonic() - _RECALLED.get(own, {}).get(first, -RECALL_SECONDS) < RECALL_SECONDS:
-            return first
+        when, known = _RECALLED.get(own, (0.0, {})) if own else (0.0, {})
+        if first in known and time.monotonic() - when < RECALL_SECONDS:
+            return known[first]
         generation = 0
         try:
             while not _is_usable(task_ctx.result_store, name, job):
                 generation += 1
-                name = f"{first}-g{generation}"
+                name = _generation(first, generation)
         except Exception as error:  # Prefect would go on without a key: uncached, and beside whoever computes the same
             LOG.warning("%s: whether its result is still in MLflow can't be asked: %r", job.title, error)
         return name

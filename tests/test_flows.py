@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -28,8 +27,9 @@ from flows.sweep import sweep
 from lori.config import Handle, Runtime
 from lori.scoring import SCORERS
 from tasks import cells, pool, tracking
+from tasks.locks import FlockLocks
 from tasks.steps import STEPS, local_runtime
-from tasks.tracking import TrackingUnavailable
+from tasks.tracking import MlflowException, TrackingUnavailable
 
 ROOT = Path(__file__).parents[1]
 Computed = Callable[[], list[str]]
@@ -66,15 +66,47 @@ def test_what_is_cached_is_looked_up_together_for_as_long_as_that_is_new(
     paper: dict[str, int], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up: list[Handle] = []
+    is_available = tracking.is_available
 
-    def is_available(runtime: Runtime, handle: Handle) -> bool:
+    def look_up(runtime: Runtime, handle: Handle) -> bool:
         looked_up.append(handle)
-        return tracking.is_available(runtime, handle)
+        return is_available(runtime, handle)
 
     monkeypatch.setattr(cells, "RECALL_SECONDS", seconds)
-    monkeypatch.setattr(cells, "tracking", SimpleNamespace(**{**vars(tracking), "is_available": is_available}))
+    monkeypatch.setattr(tracking, "is_available", look_up)
     assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
     assert len(looked_up) == (0 if seconds else paper["computed"])
+
+
+def test_a_cell_that_is_computed_again_elsewhere_keeps_no_other_waiting(
+    paper: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = min(Path(PREFECT_RESULTS_LOCAL_STORAGE_PATH.value()).glob("interference-*"))
+    locks, seen = FlockLocks(), []
+    assert locks.acquire_lock(record.name, "another flow")
+
+    def let_go_when_the_others_are_there() -> None:
+        deadline = time.monotonic() + 60
+        while sum("  cached" in line for line in seen) < paper["computed"] - 1 and time.monotonic() < deadline:
+            seen.extend(capsys.readouterr().out.splitlines())
+            time.sleep(0.1)
+        locks.release_lock(record.name, "another flow")
+
+    other = threading.Thread(target=let_go_when_the_others_are_there)
+    other.start()
+    assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
+    other.join()
+    assert sum("  cached" in line for line in seen) == paper["computed"] - 1
+
+
+def test_an_mlflow_that_fails_while_all_is_looked_up_fails_no_study(
+    paper: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[bool]:
+        raise MlflowException("away")
+
+    monkeypatch.setattr(tracking, "are_available", fail)
+    assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
 
 
 def test_a_scout_finds_the_paper_done_and_under_another_profile_not(paper: dict[str, int]) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow.artifacts
@@ -215,7 +216,7 @@ def fetch(runtime: Runtime, handle: Handle) -> Path:
     """
 
     def download_it(scratch: Path) -> Path:
-        return download(runtime, _locate(runtime, handle)[0], scratch)
+        return download(runtime, _locate(runtime, handle, {}, {})[0], scratch)
 
     try:
         return cached_directory(Path(runtime.cache_dir), handle.sha256, download_it)
@@ -253,27 +254,35 @@ def _missing(handle: Handle, reason: str) -> str:
 
 
 def are_available(runtime: Runtime, handles: Sequence[Handle]) -> list[bool]:
-    """`is_available` of each, in few requests."""
+    """`is_available` of each, their runs and models read together."""
     reader = run_reader(runtime.tracking_uri, runtime.experiment)
     runs = reader.read_all(list(dict.fromkeys(handle.run_id for handle in handles)))
+    models = reader.read_all_models([_model_id(handle) for handle in handles if _is_model(handle)])
     with ThreadPoolExecutor(THREADS if is_server(runtime.tracking_uri) else 1) as threads:
-        return list(threads.map(lambda handle: is_available(runtime, handle, runs.get(handle.run_id)), handles))
+        return list(threads.map(lambda handle: is_available(runtime, handle, runs, models), handles))
 
 
-def is_available(runtime: Runtime, handle: Handle, run: Run | None = None) -> bool:
+def is_available(
+    runtime: Runtime,
+    handle: Handle,
+    runs: Mapping[str, Run] = MappingProxyType({}),
+    models: Mapping[str, LoggedModel] = MappingProxyType({}),
+) -> bool:
     """Whether the store still lists all files of `handle`, unread: run not deleted, model READY, digest as logged.
 
-    `run` is the handle's as it was read just now, if it was.
+    `runs` and `models` are those, by id, that were read just now.
     """
     try:
-        location, tag = _locate(runtime, handle, run)
+        location, tag = _locate(runtime, handle, runs, models)
     except LookupError:
         return False
     content = _intact_content(runtime, location, tag)
     return content is not None and content.sha256 == handle.sha256
 
 
-def _locate(runtime: Runtime, handle: Handle, run: Run | None = None) -> tuple[str, str]:
+def _locate(
+    runtime: Runtime, handle: Handle, runs: Mapping[str, Run], models: Mapping[str, LoggedModel]
+) -> tuple[str, str]:
     """Where the files of `handle` are, and their content tag.
 
     Raises:
@@ -281,13 +290,13 @@ def _locate(runtime: Runtime, handle: Handle, run: Run | None = None) -> tuple[s
     """
     client = connect(runtime.tracking_uri)
     try:
-        run = run or run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
+        run = runs.get(handle.run_id) or run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
         if run.info.lifecycle_stage == "deleted":
             raise LookupError(f"run {handle.run_id} is deleted")
-        if handle.uri.startswith("runs:/"):
+        if not _is_model(handle):
             artifact_path = handle.uri.removeprefix("runs:/").partition("/")[2]
             return f"{run.info.artifact_uri}/{artifact_path}", run.data.tags[_content_tag(artifact_path)]
-        model = client.get_logged_model(handle.uri.removeprefix("models:/"))
+        model = models.get(_model_id(handle)) or client.get_logged_model(_model_id(handle))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -295,6 +304,14 @@ def _locate(runtime: Runtime, handle: Handle, run: Run | None = None) -> tuple[s
     if not _is_ready(model):
         raise LookupError(f"model {model.model_id} is {model.status}")
     return model.artifact_location, model.tags[CONTENT_TAG]
+
+
+def _is_model(handle: Handle) -> bool:
+    return handle.uri.startswith("models:/")
+
+
+def _model_id(handle: Handle) -> str:
+    return handle.uri.removeprefix("models:/")
 
 
 def _intact_content(runtime: Runtime, location: str, tag: str) -> Content | None:
@@ -318,7 +335,7 @@ def _listed(runtime: Runtime, location: str) -> Iterator[FileInfo]:
 def _mark_damaged(runtime: Runtime, handle: Handle) -> None:
     """So that `is_available` knows, without reading them, that these bytes are not the ones that were logged."""
     client = connect(runtime.tracking_uri)
-    if handle.uri.startswith("models:/"):
-        client.set_logged_model_tags(handle.uri.removeprefix("models:/"), {CONTENT_TAG: DAMAGED})
+    if _is_model(handle):
+        client.set_logged_model_tags(_model_id(handle), {CONTENT_TAG: DAMAGED})
     else:
         client.set_tag(handle.run_id, _content_tag(handle.uri.removeprefix("runs:/").partition("/")[2]), DAMAGED)

@@ -1,11 +1,11 @@
 """Runs that many threads ask for at the same time, read in one request, which takes little longer than for one."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cache
 
-from mlflow.entities import Run, ViewType
+from mlflow.entities import LoggedModel, Run, ViewType
 
 from tasks.tracking.client import connect, experiment_id_of
 
@@ -32,8 +32,17 @@ class RunReader:
 
     def read_all(self, run_ids: Sequence[str]) -> dict[str, Run]:
         """Those of this experiment that there are, in a request for each `TOGETHER` of them."""
-        pages = [run_ids[first : first + TOGETHER] for first in range(0, len(run_ids), TOGETHER)]
-        return {run_id: run for page in pages for run_id, run in self._read_together(page).items()}
+        return {run_id: run for page in _pages(run_ids) for run_id, run in self._read_together(page).items()}
+
+    def read_all_models(self, model_ids: Sequence[str]) -> dict[str, LoggedModel]:
+        """As `read_all`, of logged models; none that was deleted."""
+        found = [
+            self._client.search_logged_models(
+                [self._experiment_id], f"model_id IN ({_quoted(page)})", max_results=TOGETHER
+            )
+            for page in _pages(model_ids)
+        ]
+        return {model.model_id: model for page in found for model in page}
 
     def _answer(self) -> None:
         with self._guard:
@@ -48,11 +57,17 @@ class RunReader:
             future.set_result(found.get(run_id))
 
     def _read_together(self, run_ids: Sequence[str]) -> Mapping[str, Run]:
-        listed = ", ".join(f"'{run_id}'" for run_id in run_ids)
-        runs = self._client.search_runs(
-            [self._experiment_id], f"attributes.run_id IN ({listed})", ViewType.ALL, max_results=len(run_ids)
-        )
+        query = f"attributes.run_id IN ({_quoted(run_ids)})"
+        runs = self._client.search_runs([self._experiment_id], query, ViewType.ALL, max_results=len(run_ids))
         return {run.info.run_id: run for run in runs}
+
+
+def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[first : first + TOGETHER] for first in range(0, len(ids), TOGETHER))
+
+
+def _quoted(ids: Sequence[str]) -> str:
+    return ", ".join(f"'{each}'" for each in ids)
 
 
 @cache

@@ -10,7 +10,7 @@ import pytest
 from cluster import wait_until
 from stacks import ROOT, processes_of
 
-COMMAND = [sys.executable, "-m", "flows.full_paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
+FLOW = [sys.executable, "-m", "flows.full_paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -18,13 +18,11 @@ def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path:
     own = ("PREFECT_", "LORI_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     env |= {"LORI_DIR": str(tmp_path), "LORI_EXECUTOR": "pool", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen(FLOW, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     first = process.stdout.readline()
     assert first.startswith("[1/"), first + process.stdout.read()
-    assert len(processes_of(tmp_path)) >= 3  # the flow, its server, a worker
+    assert any("uvicorn" in each.cmdline() for each in processes_of(tmp_path))
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
