@@ -19,7 +19,6 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from tasks import tracking
 from tasks.answers import Computed
 from tasks.launch import FLOW_RUN, Listener, run_in_process
 from tasks.steps import Job, JobFailed, job_key, make_job
@@ -75,6 +74,8 @@ def _compute(asked: Job, key: str, log: Any) -> tuple[Computed, float]:
     started = time.monotonic()
     done = run_in_process(asked, Listener(on_line=log.info, on_progress=show, check=lambda: None))
     show({"what": asked.step, "done": 1, "total": 1})
+    from tasks import tracking  # MLflow: two seconds, which the job's process has not to wait for
+
     try:
         if url := tracking.run_url(asked.runtime, done.handle.run_id):
             create_link_artifact(url, key="lori-job-mlflow", link_text="MLflow run", description=asked.title)

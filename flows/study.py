@@ -28,9 +28,8 @@ from tasks.executors import check_executor, interruptible
 from tasks.interference_table import read_pairs
 from tasks.progress import log_at_info
 from tasks.pushing import check_push, push
-from tasks.state import state_dir
+from tasks.state import locked, state_dir
 from tasks.steps import STEPS, local_runtime
-from tasks.tracking.content import locked
 from tasks.verdict import read_intervals
 
 # Threads that only wait: how much is computed at once is the executor's business

@@ -26,9 +26,7 @@ from lori.config import (
     TrainConfig,
     step_key,
 )
-from tasks import tracking
-from tasks.state import state_dir
-from tasks.tracking.content import locked
+from tasks.state import locked, state_dir
 
 FULL_BYTES = 1 << 20
 ONE, ALL = 1, None  # of the GPUs that a training may have
@@ -137,6 +135,8 @@ def job_key(job: Job) -> str:
 
 def find_result(job: Job) -> Handle | None:
     """The result as MLflow has it, whoever computed it; None if it has not, or if the job is to `refresh` it."""
+    from tasks import tracking  # MLflow: two seconds, which whoever starts a process for a job has not to wait for
+
     runtime = job.runtime
     return None if runtime.refresh else tracking.find_handle(runtime, job_key(job))
 
@@ -154,6 +154,8 @@ def run_step(job: Job) -> Handle:
         body = pkgutil.resolve_name(STEPS[job.step].body)
         handle = body(job.config, key=key, runtime=runtime, **job.inputs)
         if IS_FIRST:
+            from tasks import tracking
+
             tracking.save_handle(runtime, handle)
         return handle
     except Exception as error:

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from lori.config import Runtime
-from tasks.tracking.content import locked
+from tasks.state import locked
 
 KEY_TAG = "lori.key"
 HEALTH_SECONDS = (2, 3)  # to connect, and to answer

@@ -1,18 +1,15 @@
-"""Directories as content: their digest, a cache addressed by it, and the lock that processes of one machine share."""
+"""Directories as content: their digest, and a cache addressed by it that the processes of one machine share."""
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
-POLL_SECONDS = 0.2
+from tasks.state import locked
+
 MLMODEL, CARD = "MLmodel", "README.md"
 NO_CONTENT = {MLMODEL, CARD}  # beside the files, and rewritten: one has a time in it, the other the scores of the day
 
@@ -94,27 +91,3 @@ def _replace(entry: Path, fetched: Path) -> None:
                 return  # another process fetched the same bytes meanwhile
             shutil.rmtree(entry)
         fetched.rename(entry)
-
-
-@contextmanager
-def locked(path: Path, *, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold `path` against the other processes and threads of this machine; a process that dies lets go of it.
-
-    `while_waiting` is called now and then until it is free, and may raise.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        while while_waiting and not _is_free(file):
-            while_waiting()
-            time.sleep(POLL_SECONDS)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _is_free(file: IO[str]) -> bool:
-    """Take the lock if nobody holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
