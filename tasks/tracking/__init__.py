@@ -14,6 +14,7 @@ os.environ.update(
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",  # waits of 1, 2, 4, … 64 s: a server may be away for two minutes
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_POOL_MAXSIZE": "64",  # as many as a flow has threads: connections beyond it are not kept
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",  # a server may pass gigabytes on to S3 before it answers
         **os.environ,
     }
