@@ -60,11 +60,13 @@ class LocalServer:
         """Until it answers.
 
         Raises:
-            StackError: if it ends, twice: two that make one database at the same moment break each other.
+            StackError: if it does not, or ends twice: two that make one database at the same moment break each other.
         """
         try:
             wait_until_healthy(self._service, f"{self.url}/health")
         except StackError:
+            if self._service.process.poll() is None:
+                raise
             self._start()
             wait_until_healthy(self._service, f"{self.url}/health")
         self._listener.close()  # or nobody would be told of a server that is gone
