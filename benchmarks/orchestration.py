@@ -1,7 +1,7 @@
 """What orchestration costs beside the work: a cell, a cached one, a process, a job of a worker; a driver's memory.
 
-python -m benchmarks.orchestration            # smoke profile: 74 cells, and a worker; four minutes on 2 cores
-python -m benchmarks.orchestration --scale    # and the scale profile: 212 cells, which take ten minutes more
+python -m benchmarks.orchestration            # smoke profile, and a worker; four minutes on 2 cores
+python -m benchmarks.orchestration --scale    # and the scale profile, ten minutes more
 """
 
 import argparse
