@@ -6,7 +6,6 @@ serve` leaves everything running until Ctrl-C, and `paper` then uses that. All s
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -37,7 +36,7 @@ from flows.services import (
 )
 from tasks import slots, tracking
 from tasks.executors import check_executor
-from tasks.state import state_dir
+from tasks.state import state_dir, try_lock
 from tasks.steps import local_runtime
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +97,7 @@ def the_only_one() -> Iterator[IO[str]]:
         StackError: if another stack holds it.
     """
     with _open_state() as file:
-        if not _lock(file):
+        if not try_lock(file):
             raise StackError(f"Another `paper` or `serve` is running with {state_dir()}: wait for it, or stop it.")
         file.truncate(0)
         yield file
@@ -108,7 +107,7 @@ def running_stack() -> Addresses | None:
     """Where a `serve` with this state directory answers, None if there is none."""
     with _open_state() as file:
         text = file.read()
-        return Addresses(**json.loads(text)) if not _lock(file) and text else None
+        return Addresses(**json.loads(text)) if not try_lock(file) and text else None
 
 
 def _open_state() -> IO[str]:
@@ -116,14 +115,6 @@ def _open_state() -> IO[str]:
     file = (state_dir() / "stack.json").open("a+")
     file.seek(0)
     return file
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -27,15 +27,15 @@ def locked(path: Path, *, while_waiting: Callable[[], None] | None = None) -> It
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        while while_waiting and not _is_free(file):
+        while while_waiting and not try_lock(file):
             while_waiting()
             time.sleep(POLL_SECONDS)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _is_free(file: IO[str]) -> bool:
-    """Take the lock if nobody holds it."""
+def try_lock(file: IO[str]) -> bool:
+    """Take the lock of an open file, for as long as it is open; False if somebody else holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
