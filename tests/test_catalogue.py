@@ -14,6 +14,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
+from mlflow.exceptions import RestException
 from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
 
 from lori.cards import Card, interval, to_markdown
@@ -140,6 +141,24 @@ def test_machines_that_score_at_once_agree_on_the_best(server: tuple[str, Path],
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(score, range(4)))
     assert best_of(stores[0], "scoring.lora") == handles[3].uri
+
+
+def test_an_alias_that_another_machine_inserts_first_is_set_over_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow looks for the alias, then inserts it: of two that do so at once its database refuses one."""
+    handle = log_adapter(store, write_adapter(tmp_path / "a", b"a"), key="train-v1-a")
+    set_alias, refused = MlflowClient.set_registered_model_alias, []
+
+    def too_late(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == "seed-0" and not refused:
+            refused.append(version)
+            raise RestException({"error_code": "BAD_REQUEST", "message": "(sqlite3.IntegrityError) UNIQUE constraint"})
+        set_alias(client, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", too_late)
+    name = register(store, handle, "seed-0").removeprefix("models:/").partition("@")[0]
+    assert client_of(store).get_model_version_by_alias(name, "seed-0").version == refused[0]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from lori.config import Runtime
 from tasks.tracking.client import connect, is_server, key_lock
 
-KNOWN, GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
+KNOWN, GONE, REFUSED = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"
 LINK_TAG = "mlflow.modelVersions"  # of a logged model: MLflow's Models tab shows its versions by it
 ADDRESS_TAG = "lori.address"  # of a logged model: `models:/NAME@ALIAS`
 BEST = "best"
@@ -43,7 +43,7 @@ def register(runtime: Runtime, uri: str, name: str, *, alias: str, tags: dict[st
     with key_lock(runtime, f"registry-{name}"):
         version = _version_of(client, name, uri) or _new_version(client, name, model, tags)
         if client.get_registered_model(name).aliases.get(alias) != version.version:
-            client.set_registered_model_alias(name, alias, version.version)
+            _set_alias(client, name, alias, version.version)
         link = json.dumps([{"name": name, "version": int(version.version)}])
         if model.tags.get(ADDRESS_TAG) != address or model.tags.get(LINK_TAG) != link:
             client.set_logged_model_tags(model.model_id, {ADDRESS_TAG: address, LINK_TAG: link})
@@ -60,7 +60,17 @@ def nominate(runtime: Runtime, uri: str, *, score: float, rows: str) -> None:
         version = str(min(int(found.version) for found in _versions_of(client, name, uri)))  # a file has them as int
         client.set_model_version_tag(name, version, VALIDATION_TAG, json.dumps({"score": score, "rows": rows}))
         while (best := _best_version(client, name, rows)) != str(client.get_registered_model(name).aliases.get(BEST)):
-            client.set_registered_model_alias(name, BEST, best)
+            _set_alias(client, name, BEST, best)
+
+
+def _set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Machines that are the first to set it all insert it at once: whom the database refuses tries again."""
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        if error.error_code != REFUSED:
+            raise
+        client.set_registered_model_alias(name, alias, version)
 
 
 def _best_version(client: MlflowClient, name: str, rows: str) -> str:
