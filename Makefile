@@ -5,7 +5,7 @@ PROFILE ?= scale
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: paper serve smoke test test-crash test-integration check scale-model clean
+.PHONY: paper serve smoke test test-crash test-integration test-gpu check scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -35,6 +35,9 @@ test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object s
 	@command -v chromium >/dev/null || { echo "Pages are opened in a browser: apt-get install chromium"; exit 1; }
 	@echo "Integration tests: 5 to 7 minutes on 2 cores."
 	$(BIN)/pytest tests/integration
+
+test-gpu: .venv/ready  ## what only a CUDA device can show
+	$(BIN)/pytest tests/gpu
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
-"""Choose the scale model's learning rates and merge weights on the validation split, alike for every method.
+"""Choose a scale model's learning rates and merge weights on the validation split, alike for every method.
 
     python -m benchmarks.choose_recipe      # about 15 minutes on 2 cores; writes benchmarks/choose_recipe.json
+    python -m benchmarks.choose_recipe --base wide --processes 14   # of a folder with a scale model of another size
 
 Every method gets the same number of candidates, and one learning rate (or one weight for a merge method) for all
-domains: the one with the best mean over domains. The test split is not read. `lori/recipes.py` holds the choice.
+domains: the one with the best mean over domains. The test split is not read. `lori/recipes.py` holds the choice for
+the shipped model, and reads that for another one in its folder.
 """
 
+import argparse
 import json
 import os
 import tempfile
@@ -16,7 +19,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process, two processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process
 
 from lori.adaptation import apply_adapter, attach, save_adapter, sparsify
 from lori.config import MergeConfig
@@ -27,9 +30,9 @@ from lori.loading import load_base, load_tokenizer
 from lori.masks import extract_masks
 from lori.merging import merge
 from lori.methods import METHODS
-from lori.models import identity
-from lori.profiles import DENSITY, PROFILES
-from lori.recipes import data_config, eval_config, mask_config, train_config
+from lori.models import identity, split_base
+from lori.profiles import DENSITY, PROFILES, Profile
+from lori.recipes import CHOICE_FILE, data_config, eval_config, mask_config, train_config
 from lori.training import train
 
 SEED = 1000  # none of the seeds that a profile reports
@@ -42,15 +45,16 @@ LEARNING_RATES = {
     "lori-s": (1e-2, 2e-2, 4e-2, 8e-2),
 }
 WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0)
-PROFILE = PROFILES["scale"]  # unchecked: a new method has no weights yet
+SCALE = PROFILES["scale"]  # unchecked: a new method has no weights yet
+DEVICE = "auto"
 
 
-def validation_score(domain: str, model_dir: Path, num_rows: int = PROFILE.num_validation) -> float:
+def validation_score(profile: Profile, domain: str, model_dir: Path, num_rows: int | None = None) -> float:
     """The headline in percent; for safety the mean of refusing what is harmful and helping with what is not."""
-    tokenizer = load_tokenizer(PROFILE.base_model)
-    model = apply_adapter(load_base(PROFILE.base_model), model_dir)
-    examples = make_rows(data_config(PROFILE, domain, "validation"))[:num_rows]
-    metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(PROFILE, domain), seed=SEED))
+    tokenizer = load_tokenizer(profile.base_model, profile.models_dir)
+    model = apply_adapter(load_base(profile.base_model, DEVICE, models_dir=profile.models_dir), model_dir)
+    examples = make_rows(data_config(profile, domain, "validation"))[:num_rows]
+    metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(profile, domain), seed=SEED))
     if domain == "safety":
         return (metrics["safety/refusal_rate"] + 100 - metrics["safety/over_refusal_rate"]) / 2
     return metrics[DOMAINS[domain].headline]
@@ -60,29 +64,31 @@ def adapter_dir(root: Path, method: str, domain: str, rate: float) -> Path:
     return root / f"{method}-{domain}-{rate:g}"
 
 
-def try_rate(root: Path, method: str, domain: str, rate: float, dense_rate: float | None) -> float:
+def try_rate(profile: Profile, root: Path, method: str, domain: str, rate: float, dense_rate: float | None) -> float:
     """Train one adapter and score it; LoRI-S takes its mask from the LoRI-D adapter at `dense_rate`."""
-    config = replace(train_config(PROFILE, method, domain, SEED), learning_rate=rate)
-    tokenizer = load_tokenizer(PROFILE.base_model)
-    model = attach(load_base(PROFILE.base_model), config)
+    config = replace(train_config(profile, method, domain, SEED), learning_rate=rate)
+    tokenizer = load_tokenizer(profile.base_model, profile.models_dir)
+    model = attach(load_base(profile.base_model, DEVICE, models_dir=profile.models_dir), config)
     if dense_rate is not None:
-        mask = mask_config(PROFILE, "lori-d", domain)
+        mask = mask_config(profile, "lori-d", domain)
         sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask))
-    examples = make_rows(data_config(PROFILE, domain, "train"))
+    examples = make_rows(data_config(profile, domain, "train"))
     rows = tokenise([example.pair for example in examples], tokenizer, config)
     train(model, rows, config, tokenizer=tokenizer)
     out = adapter_dir(root, method, domain, rate)
     save_adapter(model, out, config)
-    return validation_score(domain, out)
+    return validation_score(profile, domain, out)
 
 
-def try_weight(root: Path, method: str, merge_method: str, weight: float, rate: float) -> dict[str, float]:
+def try_weight(
+    profile: Profile, root: Path, method: str, merge_method: str, weight: float, rate: float
+) -> dict[str, float]:
     """Merge all domains' adapters of one method and score the merge on each."""
-    base, weights = identity(PROFILE.base_model), (weight,) * len(PROFILE.domains)
+    base, weights = identity(profile.base_model, profile.models_dir), (weight,) * len(profile.domains)
     config = MergeConfig(base, merge_method, weights, DENSITY, SEED, match_norms=False)
     out = root / f"{method}-{merge_method}-{weight:g}"
-    merge([adapter_dir(root, method, domain, rate) for domain in PROFILE.domains], config, out)
-    return {domain: validation_score(domain, out, NUM_MERGE_ROWS) for domain in PROFILE.domains}
+    merge([adapter_dir(root, method, domain, rate) for domain in profile.domains], config, out)
+    return {domain: validation_score(profile, domain, out, NUM_MERGE_ROWS) for domain in profile.domains}
 
 
 def mean(scores: dict[str, float]) -> float:
@@ -90,31 +96,37 @@ def mean(scores: dict[str, float]) -> float:
 
 
 def choose_rates(
-    pool: ProcessPoolExecutor, root: Path, methods: list[str], chosen: dict[str, float]
+    pool: ProcessPoolExecutor,
+    profile: Profile,
+    root: Path,
+    tried: dict[str, tuple[float, ...]],
+    chosen: dict[str, float],
 ) -> Iterator[dict]:
-    """One record a candidate; `chosen` gets the best rate of each of `methods`."""
+    """One record a candidate; `chosen` gets the best of the rates `tried` of each method."""
     jobs = {}
-    for method in methods:
+    for method, rates in tried.items():
         source = METHODS[method].mask_from
-        for rate in LEARNING_RATES[method]:
-            for domain in PROFILE.domains:
+        for rate in rates:
+            for domain in profile.domains:
                 jobs[method, rate, domain] = pool.submit(
-                    try_rate, root, method, domain, rate, chosen[source] if source else None
+                    try_rate, profile, root, method, domain, rate, chosen[source] if source else None
                 )
-    for method in methods:
+    for method, rates in tried.items():
         records = []
-        for rate in LEARNING_RATES[method]:
-            scores = {domain: jobs[method, rate, domain].result() for domain in PROFILE.domains}
+        for rate in rates:
+            scores = {domain: jobs[method, rate, domain].result() for domain in profile.domains}
             records.append({"method": method, "learning_rate": rate, "scores": scores, "mean": mean(scores)})
         chosen[method] = max(records, key=lambda record: record["mean"])["learning_rate"]
         yield from records
 
 
-def choose_weights(pool: ProcessPoolExecutor, root: Path, rates: dict[str, float]) -> Iterator[dict]:
+def choose_weights(pool: ProcessPoolExecutor, profile: Profile, root: Path, rates: dict[str, float]) -> Iterator[dict]:
     jobs = {
-        (method, merge_method, weight): pool.submit(try_weight, root, method, merge_method, weight, rates[method])
-        for method in PROFILE.merged
-        for merge_method in PROFILE.merge_methods
+        (method, merge_method, weight): pool.submit(
+            try_weight, profile, root, method, merge_method, weight, rates[method]
+        )
+        for method in rates
+        for merge_method in profile.merge_methods
         for weight in WEIGHTS
     }
     for (method, merge_method, weight), job in jobs.items():
@@ -134,31 +146,50 @@ def edges(candidates: tuple[float, ...]) -> tuple[float, float]:
     return min(candidates), max(candidates)
 
 
+def candidates(methods: list[str], *, is_shipped: bool) -> dict[str, tuple[float, ...]]:
+    """Rates by method; of another model one that is lower still, as these were found on the shipped one."""
+    return {
+        method: rates if is_shipped else (min(rates) / 2, *rates)
+        for method, rates in LEARNING_RATES.items()
+        if method in methods
+    }
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default=SCALE.base_model, help="a folder with a scale model (default: the shipped)")
+    parser.add_argument("--methods", nargs="+", choices=list(LEARNING_RATES), default=list(LEARNING_RATES))
+    parser.add_argument("--processes", type=int, default=2)
+    asked = parser.parse_args()
     started, rates = time.monotonic(), {}
-    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    name, models_dir = split_base(asked.base)
+    profile = replace(SCALE, base_model=name, models_dir=models_dir)
+    tried = candidates(asked.methods, is_shipped=models_dir is None)
+    dense = {method: some for method, some in tried.items() if METHODS[method].mask_from is None}
+    masked = {method: some for method, some in tried.items() if method not in dense}
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(asked.processes, mp_context=context) as pool:
         root = Path(scratch)
-        dense = [method for method in LEARNING_RATES if METHODS[method].mask_from is None]
-        tried = [show(record) for record in choose_rates(pool, root, dense, rates)]
-        tried += [show(record) for record in choose_rates(pool, root, ["lori-s"], rates)]
-        merged = [show(record) for record in choose_weights(pool, root, rates)]
+        records = [show(record) for record in choose_rates(pool, profile, root, dense, rates)]
+        records += [show(record) for record in choose_rates(pool, profile, root, masked, rates)]
+        merged = [show(record) for record in choose_weights(pool, profile, root, rates)]
     weights = {}
     for record in sorted(merged, key=lambda record: record["mean"]):
         weights[f"{record['method']} {record['merge']}"] = record["weight"]
     result = {
-        "base_model": identity(PROFILE.base_model),
+        "base_model": identity(name, models_dir),
         "seed": SEED,
         "learning_rates": rates,
         "merge_weights": dict(sorted(weights.items())),
-        "rates_at_an_edge": [name for name, rate in rates.items() if rate in edges(LEARNING_RATES[name])],
+        "rates_at_an_edge": [name for name, rate in rates.items() if rate in edges(tried[name])],
         "weights_at_an_edge": [name for name, weight in sorted(weights.items()) if weight in edges(WEIGHTS)],
-        "tried_rates": tried,
+        "tried_rates": records,
         "tried_weights": merged,
         "wall_seconds": round(time.monotonic() - started),
     }
-    path = Path(__file__).with_suffix(".json")
+    path = Path(models_dir, name, CHOICE_FILE) if models_dir else Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Wrote {path.name}: {result['learning_rates']} {result['merge_weights']}")
+    print(f"Wrote {path}: {result['learning_rates']} {result['merge_weights']}")
 
 
 if __name__ == "__main__":

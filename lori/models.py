@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lori.architectures import Architecture, architecture
 from lori.base_files import BaseUnavailable as BaseUnavailable
 from lori.base_files import fetch_small_files, fingerprint
 
-SCALE_MODEL_DIR = Path(__file__).parent / "scale_model"
+SCALE_MODEL_DIR, SCALE_SUITE = Path(__file__).parent / "scale_model", "miniature"
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -37,7 +37,7 @@ def _paper_base(source: str, revision: str | None, projections: tuple[str, ...] 
 
 
 BASE_MODELS = {
-    "scale": BaseModel(str(SCALE_MODEL_DIR), None, "miniature", projections=LLAMA_PROJECTIONS, dtype="float32"),
+    "scale": BaseModel(str(SCALE_MODEL_DIR), None, SCALE_SUITE, projections=LLAMA_PROJECTIONS, dtype="float32"),
     "llama-3-8b": _paper_base("meta-llama/Meta-Llama-3-8B", "8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"),
     "mistral-7b": _paper_base("mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
 }
@@ -94,7 +94,10 @@ def _folder_row(name: str, models_dir: str | None) -> BaseModel | None:
     if models_dir is None or "/" in name or not (Path(models_dir, name) / "config.json").is_file():
         return None
     folder = Path(models_dir, name)
-    return _paper_base(str(folder), None, architecture(folder).projections)
+    row = _paper_base(str(folder), None, architecture(folder).projections)
+    record = folder / "recipe.json"  # `lori.scale_model.pretrain` writes one: a scale model of another size
+    is_scale_model = record.is_file() and json.loads(record.read_text()).get("suite") == SCALE_SUITE
+    return replace(row, suite=SCALE_SUITE, dtype="float32") if is_scale_model else row
 
 
 def _revision(row: BaseModel) -> str:

@@ -5,8 +5,10 @@ model follows the paper where size does not forbid it: AdamW at a constant rate,
 loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,10 @@ TEST_FACTOR = {"nlu": 1, "math": 1, "code": 1, "safety": 3}
 
 PAPERS_SPARSITY, PAPERS_SCOPE = 0.9, "model"
 NUM_RESAMPLES = 2000  # of a bootstrap: a 95 % interval's ends are then within some 3 % of its width
+
+
+# In the folder of a scale model of another size: the rates and weights that `benchmarks/choose_recipe.py` chose for it
+CHOICE_FILE = "choose_recipe.json"
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def _check_merges(changed: Profile, base: BaseModel) -> None:
     for merge_method in changed.merge_methods:
         config = MergeConfig("", merge_method, weights, changed.density, 0, changed.match_norms)
         check_merge_config(config, num_adapters=len(changed.domains))
-    missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(MERGE_WEIGHTS))
+    missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(_merge_weights(base)))
     if missing and changed.weights is None and base.suite == "miniature":
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
 
@@ -273,8 +279,21 @@ def _named(*parts: str) -> str:
 
 def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
     if base.suite == "miniature":
-        return Recipe({**LEARNING_RATES, **GUESSED_RATES}[recipe_of(method_name)], ALPHA_PER_RANK * profile.rank)
+        rates = {**LEARNING_RATES, **GUESSED_RATES, **_choice(base.source).get("learning_rates", {})}
+        return Recipe(rates[recipe_of(method_name)], ALPHA_PER_RANK * profile.rank)
     return recipe(base.source, profile.rank, domain_name, method_name)
+
+
+def _merge_weights(base: BaseModel) -> dict[tuple[str, ...], float]:
+    chosen = _choice(base.source).get("merge_weights", {})
+    return {**MERGE_WEIGHTS, **{tuple(names.split()): weight for names, weight in chosen.items()}}
+
+
+@cache
+def _choice(folder: str) -> dict[str, dict[str, float]]:
+    """What was chosen for the scale model in a folder; nothing for the shipped one, whose choice is above."""
+    path = Path(folder, CHOICE_FILE)
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def mask_config(profile: Profile, source: str, domain_name: str) -> MaskConfig:
@@ -293,7 +312,7 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
     num_adapters = len(profile.domains)
     if base_of(profile).suite == "miniature":
-        weight = MERGE_WEIGHTS.get((recipe_of(method_name), merge_method), 0.0)
+        weight = _merge_weights(base_of(profile)).get((recipe_of(method_name), merge_method), 0.0)
     else:
         weight = merge_weight(method_name, num_adapters)
     weights = profile.weights or (weight,) * num_adapters

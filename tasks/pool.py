@@ -19,6 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from tasks.answers import Computed, answer, end_with_parent, read_answer
+from tasks.slots import num_workers
 from tasks.state import COMPUTE_SETTINGS
 from tasks.steps import STEPS, Job, JobCancelled, JobCrashed, job_from_json, job_to_json
 
@@ -125,18 +126,6 @@ def close(pool: Pool) -> None:
 
 _SHARED: list[Pool] = []
 _STARTING = threading.Lock()
-
-
-def num_workers() -> int:
-    """`LORI_WORKERS`; if unset, one for each core that this process may use, and 8 at most.
-
-    Raises:
-        ValueError: if it is no whole number above 0.
-    """
-    asked = os.environ.get("LORI_WORKERS") or str(min(8, len(os.sched_getaffinity(0))))
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"LORI_WORKERS={asked!r} is not a number of worker processes: 1 or more.")
-    return int(asked)
 
 
 def shared_pool() -> Pool:

@@ -1,7 +1,10 @@
-"""Make the scale model from nothing: corpus, tokenizer, pretraining, files. `python -m lori.scale_model.pretrain`.
+"""Make a scale model from nothing: corpus, tokenizer, pretraining, files. `python -m lori.scale_model.pretrain`.
 
-Two processes with one thread each share every batch (gloo); the number of steps is fixed, so the same seed, library
-versions and processor type give the same weights, to the byte. `recipe.json` says what the shipped weights came from.
+Two processes with one thread each share every batch (gloo), or one on a GPU has it all; the number of steps is fixed,
+so the same seed, library versions and processor type give the same weights, to the byte. `recipe.json` says what the
+weights came from. The shipped model is the row `scale` of `RECIPES`; a folder with another one is a base model, too:
+
+    python -m lori.scale_model.pretrain --recipe wide --output-dir wide     # on a GPU; on two cores it takes hours
 """
 
 import argparse
@@ -19,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lori.models import SCALE_SUITE
 from lori.scale_model.corpus import LEARNING, PHASES, documents
 from lori.scale_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 
@@ -70,6 +75,20 @@ class Recipe:
         return NUM_PROCESSES * self.rows_per_process * self.row_length
 
 
+RECIPES = {
+    "scale": Recipe(),
+    # As many tokens of the same corpus in batches twice as large, at a rate as much lower as it is wider
+    "wide": Recipe(
+        num_steps=(2500, 600),
+        learning_rates=(1e-3, 5e-4),
+        rows_per_process=24,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_heads=16,
+    ),
+}
+
+
 def token_stream(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, phase: int) -> Int[np.ndarray, " token"]:
     """A phase's corpus as one row of ids, every document between <s> and </s>, cut at its number of tokens."""
     ids: list[int] = []
@@ -106,7 +125,7 @@ def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / NUM_WARMUP_STEPS) * cosine
 
 
-def train(model: LlamaForCausalLM, rank: int, work_dir: str, recipe: Recipe, phase: int) -> float:
+def train(model: LlamaForCausalLM, rank: int, num_processes: int, work_dir: str, recipe: Recipe, phase: int) -> float:
     """All steps of a phase in one of the processes; the mean loss of the last 100 steps."""
     stream = np.load(f"{work_dir}/stream{phase}.npy", mmap_mode="r")
     num_steps, peak = recipe.num_steps[phase], recipe.learning_rates[phase]
@@ -114,11 +133,12 @@ def train(model: LlamaForCausalLM, rank: int, work_dir: str, recipe: Recipe, pha
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True)
     losses = []
     started = time.monotonic()
-    for step, batch in enumerate(_batches(stream, rank, recipe)):
+    for step, batch in enumerate(_batches(stream, rank, num_processes, recipe)):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, num_steps, peak)
-        loss = _next_token_loss(model, batch)
+        loss = _next_token_loss(model, batch.to(model.device))
         loss.backward()
-        _average_gradients(parameters)
+        if num_processes > 1:
+            _average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -130,8 +150,11 @@ def train(model: LlamaForCausalLM, rank: int, work_dir: str, recipe: Recipe, pha
     return float(np.mean(losses[-100:]))
 
 
-def _batches(stream: Int[np.ndarray, " token"], rank: int, recipe: Recipe) -> Iterator[Int[Tensor, "row token"]]:
-    for batch in stream.reshape(-1, NUM_PROCESSES, recipe.rows_per_process, recipe.row_length):
+def _batches(
+    stream: Int[np.ndarray, " token"], rank: int, num_processes: int, recipe: Recipe
+) -> Iterator[Int[Tensor, "row token"]]:
+    num_rows = NUM_PROCESSES * recipe.rows_per_process // num_processes
+    for batch in stream.reshape(-1, num_processes, num_rows, recipe.row_length):
         yield torch.from_numpy(batch[rank].astype(np.int64))
 
 
@@ -155,15 +178,17 @@ def _die_with(parent: int) -> None:
         sys.exit("The parent process has ended.")
 
 
-def _process(rank: int, recipe: Recipe, work_dir: str, parent: int) -> None:
+def _process(rank: int, recipe: Recipe, work_dir: str, parent: int, device: str, num_processes: int) -> None:
     """One of the processes; it dies with its parent."""
     _die_with(parent)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")  # of a GPU: TF32
     # A file to meet at, not a port: two runs on one machine cannot get in each other's way.
-    dist.init_process_group("gloo", init_method=f"file://{work_dir}/meeting", rank=rank, world_size=NUM_PROCESSES)
-    model = new_model(recipe, len(PreTrainedTokenizerFast.from_pretrained(work_dir)))
-    losses = [train(model, rank, work_dir, recipe, phase) for phase in range(len(PHASES))]
+    dist.init_process_group("gloo", init_method=f"file://{work_dir}/meeting", rank=rank, world_size=num_processes)
+    model: Any = new_model(recipe, len(PreTrainedTokenizerFast.from_pretrained(work_dir)))
+    model.to(device)
+    losses = [train(model, rank, num_processes, work_dir, recipe, phase) for phase in range(len(PHASES))]
     if rank == 0:
         model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
         model.save_pretrained(work_dir)
@@ -174,13 +199,16 @@ def _process(rank: int, recipe: Recipe, work_dir: str, parent: int) -> None:
 def pretrain(recipe: Recipe, output_dir: Path) -> None:
     """Write model, tokenizer and `recipe.json` to `output_dir`: all of them, or none if anything fails."""
     started = time.monotonic()
+    device, num_processes = ("cuda", 1) if torch.cuda.is_available() else ("cpu", NUM_PROCESSES)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add in another order each time
     with tempfile.TemporaryDirectory(prefix="lori-pretrain-") as work_dir:
         tokenizer = train_tokenizer(islice(documents(recipe.seed, LEARNING), recipe.num_tokenizer_documents))
         tokenizer.save_pretrained(work_dir)
         for phase in range(len(PHASES)):
             np.save(f"{work_dir}/stream{phase}.npy", token_stream(tokenizer, recipe, phase))
         print(f"{recipe.num_tokens} tokens, made in {time.monotonic() - started:.0f} s", flush=True)
-        torch.multiprocessing.spawn(_process, (recipe, work_dir, os.getpid()), nprocs=NUM_PROCESSES)
+        arguments = (recipe, work_dir, os.getpid(), device, num_processes)
+        torch.multiprocessing.spawn(_process, arguments, nprocs=num_processes)
         _write_record(recipe, Path(work_dir), wall_seconds=time.monotonic() - started)
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in SHIPPED:
@@ -195,6 +223,7 @@ SHIPPED = (
 
 def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> None:
     record = {
+        "suite": SCALE_SUITE,
         "sha256": {name: file_digest(work_dir / name) for name in ("model.safetensors", "tokenizer.json")},
         "recipe": asdict(recipe),
         "num_tokens": recipe.num_tokens,
@@ -205,6 +234,7 @@ def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> Non
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     (work_dir / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -216,11 +246,14 @@ def file_digest(path: Path) -> str:
 
 
 def main() -> None:
-    """The command line: where to write, and nothing that could change the weights."""
+    """The command line: which recipe, and where to write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="default: where the shipped model lies")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pretrain(Recipe(), parser.parse_args().output_dir)
+    parser.add_argument("--recipe", choices=list(RECIPES), default="scale")
+    parser.add_argument("--output-dir", type=Path, help="a folder; of `scale` by default where the shipped model lies")
+    asked = parser.parse_args()
+    if asked.output_dir is None and asked.recipe != "scale":
+        parser.error(f"--output-dir is needed: the default holds the shipped model, which is not {asked.recipe}.")
+    pretrain(RECIPES[asked.recipe], asked.output_dir or OUTPUT_DIR)
 
 
 if __name__ == "__main__":
