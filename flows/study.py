@@ -258,7 +258,8 @@ def _publish(
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id, "report/index.html"):
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
-        print(f"Prefect: {url_for('flow-run', flow_run.id)}")
+        if page_of_run := url_for("flow-run", flow_run.id):  # none without a Prefect server of one's own
+            print(f"Prefect: {page_of_run}")
         print(f"MLflow:  {url}")
     for number, (name, link) in enumerate(tracking.view_links(runtime).items(), start=1):
         create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from lori.architectures import Architecture, architecture
@@ -12,6 +13,7 @@ from lori.base_files import BaseUnavailable as BaseUnavailable
 from lori.base_files import fetch_small_files, fingerprint
 
 SCALE_MODEL_DIR, SCALE_SUITE = Path(__file__).parent / "scale_model", "miniature"
+RECIPE_FILE = "recipe.json"  # beside a scale model: what it was made with
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -95,7 +97,7 @@ def _folder_row(name: str, models_dir: str | None) -> BaseModel | None:
         return None
     folder = Path(models_dir, name)
     row = _paper_base(str(folder), None, architecture(folder).projections)
-    record = folder / "recipe.json"  # `lori.scale_model.pretrain` writes one: a scale model of another size
+    record = folder / RECIPE_FILE  # a scale model of another size
     is_scale_model = record.is_file() and json.loads(record.read_text()).get("suite") == SCALE_SUITE
     return replace(row, suite=SCALE_SUITE, dtype="float32") if is_scale_model else row
 
@@ -104,9 +106,12 @@ def _revision(row: BaseModel) -> str:
     """The hub's commit, or 12 hex digits that stand for the weights and the tokenizer in a folder."""
     if row.revision:
         return row.revision
-    if row != BASE_MODELS["scale"]:
-        return fingerprint(Path(row.source))
-    digests = json.loads((Path(row.source) / "recipe.json").read_text())["sha256"]
+    return _scale_revision() if row == BASE_MODELS["scale"] else fingerprint(Path(row.source))
+
+
+@cache  # every config asks for it
+def _scale_revision() -> str:
+    digests = json.loads((SCALE_MODEL_DIR / RECIPE_FILE).read_text())["sha256"]
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
 
 

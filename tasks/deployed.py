@@ -115,7 +115,7 @@ def _wait(client: SyncPrefectClient, run: FlowRun, job: Job, check: Callable[[],
     next_look = started + LOOK_SECONDS
     while run.state is None or not run.state.is_final():
         waited = time.monotonic() - started
-        _sleep(min(MAX_POLL_SECONDS, max(FIRST_POLL_SECONDS, waited / 10)), check)
+        _sleep(min(MAX_POLL_SECONDS, max(FIRST_POLL_SECONDS, waited / 20)), check)
         run = _patiently(lambda run_id=run.id: client.read_flow_run(run_id))
         if run.start_time is None and time.monotonic() > next_look:
             nobody = _say_if_nobody_comes(client, run, job)

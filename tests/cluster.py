@@ -69,9 +69,9 @@ class Cluster:
             **own,
         }
 
-    def start_prefect(self) -> None:
+    def start_prefect(self, **own: str) -> None:
         command = [PYTHON, "-m", "prefect", "server", "start", "--port", str(self.prefect_port), "--no-ui"]
-        self._start("prefect", command)
+        self._start("prefect", command, **own)
         wait_until_healthy(self.services["prefect"], f"{self.api}/health")
 
     def start_mlflow(self) -> None:
@@ -159,13 +159,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(directory: Path, *bootstrap: str) -> Iterator[Cluster]:
-    """Both servers, pools and deployments; no worker yet."""
+def cluster(directory: Path, *bootstrap: str, **prefect_server: str) -> Iterator[Cluster]:
+    """Both servers, pools and deployments; no worker yet. `prefect_server` are settings of Prefect's alone."""
     made = Cluster(directory)
     (directory / "prefect").mkdir(parents=True)
     try:
         made.start_mlflow()
-        made.start_prefect()
+        made.start_prefect(**prefect_server)
         made.bootstrap(*bootstrap)
         yield made
     finally:
