@@ -22,7 +22,7 @@ from benchmarks.loop import nlu_like_rows
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
 from lori.adaptation import attach, sparsify
 from lori.attached import b_shapes
-from lori.config import MaskConfig, TrainRuntime
+from lori.config import MaskConfig, TrainConfig, TrainRuntime
 from lori.data import IGNORED, Rows, collate
 from lori.loading import load_tokenizer
 from lori.masks import random_masks
@@ -66,8 +66,13 @@ def base(shape: dict[str, int]) -> LlamaForCausalLM:
     return model.requires_grad_(False)
 
 
+def config_of(method: str) -> TrainConfig:
+    """As the pipeline trains on the base: in its dtype."""
+    return paper_config(method, "nlu", "llama-3-8b", dtype="bfloat16" if torch.cuda.is_available() else "float32")
+
+
 def lori(method: str, model: LlamaForCausalLM, rows: Rows) -> tuple[PeftModel, Callable[[], object]]:
-    config = paper_config(method, "nlu", "llama-3-8b")
+    config = config_of(method)
     adapted = attach(model, config)
     assert isinstance(adapted, PeftModel)
     if method == "lori-s":
@@ -108,7 +113,7 @@ METHODS = {THEIRS: peft_lora, **{name: partial(lori, method) for name, method in
 
 def plan_of(method: str, shape: dict[str, int], rows: Rows) -> tuple[float, int]:
     """GiB beyond the model at the peak, and FLOPs of all steps, as `lori.plan` has them."""
-    config, sizes = paper_config(method, "nlu", "llama-3-8b"), sizes_of(LlamaConfig(**shape))
+    config, sizes = config_of(method), sizes_of(LlamaConfig(**shape))
     adapter = adapter_of(config, sizes, MASK if ROWS_OF_METHODS[method].mask_from else None)
     prompts = tuple(row["labels"].count(IGNORED) for row in rows)
     labels = tuple(len(row["labels"]) - prompt for row, prompt in zip(rows, prompts, strict=True))
@@ -130,11 +135,11 @@ def main(*, toy: bool) -> None:
     rows = nlu_like_rows(32 * num_steps)
     num_tokens = sum(len(row["input_ids"]) for row in rows)
     model = base(shape)
-    seconds, peaks = {name: [] for name in METHODS}, {}
+    seconds, peaks = {name: [] for name in METHODS}, dict.fromkeys(METHODS, 0)
     for _ in range(ROUNDS):
         for name, make in METHODS.items():  # one base for all: three of 16 GB would not fit
             made: list = []
-            peaks[name] = peak_bytes(partial(start, make, model, rows, made))
+            peaks[name] = max(peaks[name], peak_bytes(partial(start, make, model, rows, made)))
             adapted, work = made[0]
             seconds[name] += interleave({name: work}, 1)[name]
             model = adapted.unload()
@@ -144,7 +149,7 @@ def main(*, toy: bool) -> None:
     ]
     for row in table:
         if row["method"] in OURS:
-            row["planned"], flops = plan_of(OURS[row["method"]], shape, rows)
+            row["planned GiB beyond it"], flops = plan_of(OURS[row["method"]], shape, rows)
             row["of the H200's peak FLOP/s"] = flops / min(seconds[row["method"]]) / GPUS["h200"].bf16_flops
     goals = [
         goal("LoRI-S tokens/s / LoRA's", 1 / ratio(seconds, "LoRI-S", THEIRS), "≥", 1.5),

@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved timing, bytes that autograd keeps, peak memory, and the JSON beside them."""
 
+import gc
 import json
 import os
 import platform
@@ -61,6 +62,7 @@ def saved_bytes(forward: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
 def peak_bytes(work: Callable[[], Any]) -> int:
     """The most that `work` allocates at any time beyond what was there: CUDA's own count, or the CPU allocator's."""
     if torch.cuda.is_available():
+        gc.collect()  # a trainer and its optimizer refer to each other: what they hold would be freed halfway
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()

@@ -1,6 +1,6 @@
 """What orchestration costs beside the work: a cell, a cached one, a process, a job of a worker; a driver's memory.
 
-python -m benchmarks.orchestration            # smoke profile, and a worker; four minutes on 2 cores
+python -m benchmarks.orchestration            # smoke profile, and a worker; six minutes on 2 cores; needs Postgres
 python -m benchmarks.orchestration --scale    # and the scale profile, ten minutes more
 """
 
@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from benchmarks.measure import goal, report
 from tests.cluster import Cluster, cluster
-from tests.databases import postgres_server
+from tests.databases import BIN, postgres_server
 
 ROUNDS = 5
 SMOKE = {"profile": "smoke", "merge_methods": ["concat", "linear", "ties"]}
@@ -104,6 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", action="store_true", help="the scale profile, too: ten minutes more")
     options = parser.parse_args()
+    if BIN is None:
+        parser.error("Prefect's server runs on Postgres, too: apt-get install postgresql")
     with tempfile.TemporaryDirectory() as scratch:
         rows = [profile_costs(Path(scratch, "smoke"), SMOKE)]
         if options.scale:

@@ -97,9 +97,15 @@ def _folder_row(name: str, models_dir: str | None) -> BaseModel | None:
         return None
     folder = Path(models_dir, name)
     row = _paper_base(str(folder), None, architecture(folder).projections)
-    record = folder / RECIPE_FILE  # a scale model of another size
-    is_scale_model = record.is_file() and json.loads(record.read_text()).get("suite") == SCALE_SUITE
-    return replace(row, suite=SCALE_SUITE, dtype="float32") if is_scale_model else row
+    return replace(row, suite=SCALE_SUITE, dtype="float32") if _is_scale_model(folder) else row
+
+
+def _is_scale_model(folder: Path) -> bool:
+    """Whether `lori.scale_model.pretrain` made it: a file of that name may be anything else."""
+    try:
+        return json.loads((folder / RECIPE_FILE).read_text())["suite"] == SCALE_SUITE
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _revision(row: BaseModel) -> str:

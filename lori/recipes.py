@@ -8,16 +8,16 @@ loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge w
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lori.base_files import fingerprint
 from lori.config import CompareConfig, DataConfig, EvalConfig, MaskConfig, MergeConfig, RandomMaskConfig, TrainConfig
 from lori.domains import DOMAINS, domain
 from lori.merge_methods import check_merge_config
 from lori.methods import METHODS, method, recipe_of
-from lori.models import BaseModel, base_model, identity
+from lori.models import BASE_MODELS, BaseModel, base_model, identity
 from lori.paper.prompts import check_prompt_style
 from lori.paper.recipes import ALPHA_PER_RANK, RANK_FACTORS, Recipe, merge_weight, recipe
 from lori.paper.rows import with_digest
@@ -165,8 +165,10 @@ def _check_merges(changed: Profile, base: BaseModel) -> None:
     for merge_method in changed.merge_methods:
         config = MergeConfig("", merge_method, weights, changed.density, 0, changed.match_norms)
         check_merge_config(config, num_adapters=len(changed.domains))
-    missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(_merge_weights(base)))
-    if missing and changed.weights is None and base.suite == "miniature":
+    if base.suite != "miniature":
+        return
+    missing = sorted(set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(_choice(base)[1]))
+    if missing and changed.weights is None:
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes.py).")
 
 
@@ -279,21 +281,24 @@ def _named(*parts: str) -> str:
 
 def _recipe(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
     if base.suite == "miniature":
-        rates = {**LEARNING_RATES, **GUESSED_RATES, **_choice(base.source).get("learning_rates", {})}
+        rates = {**GUESSED_RATES, **_choice(base)[0]}
         return Recipe(rates[recipe_of(method_name)], ALPHA_PER_RANK * profile.rank)
     return recipe(base.source, profile.rank, domain_name, method_name)
 
 
-def _merge_weights(base: BaseModel) -> dict[tuple[str, ...], float]:
-    chosen = _choice(base.source).get("merge_weights", {})
-    return {**MERGE_WEIGHTS, **{tuple(names.split()): weight for names, weight in chosen.items()}}
-
-
-@cache
-def _choice(folder: str) -> dict[str, dict[str, float]]:
-    """What was chosen for the scale model in a folder; nothing for the shipped one, whose choice is above."""
-    path = Path(folder, CHOICE_FILE)
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _choice(base: BaseModel) -> tuple[dict[str, float], dict[tuple[str, ...], float]]:
+    """A scale model's learning rates and merge weights: the shipped one's are above, another one's in its folder."""
+    if base == BASE_MODELS["scale"]:
+        return LEARNING_RATES, MERGE_WEIGHTS
+    path = Path(base.source, CHOICE_FILE)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"base_model": ""}
+    if found["base_model"].partition("@")[2] != fingerprint(path.parent):
+        raise ValueError(
+            f"{path} is missing, or of other weights than those beside it: choose learning rates and merge weights"
+            f" with `python -m benchmarks.choose_recipe --base {base.source}`."
+        )
+    weights = {tuple(names.split()): weight for names, weight in found["merge_weights"].items()}
+    return {"base": 0.0, **found["learning_rates"]}, weights
 
 
 def mask_config(profile: Profile, source: str, domain_name: str) -> MaskConfig:
@@ -312,7 +317,7 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
     num_adapters = len(profile.domains)
     if base_of(profile).suite == "miniature":
-        weight = _merge_weights(base_of(profile)).get((recipe_of(method_name), merge_method), 0.0)
+        weight = _choice(base_of(profile))[1].get((recipe_of(method_name), merge_method), 0.0)
     else:
         weight = merge_weight(method_name, num_adapters)
     weights = profile.weights or (weight,) * num_adapters

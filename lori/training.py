@@ -217,8 +217,8 @@ def train(
     """Train `model` in place on tokenised `rows`; the training curve, one point a step.
 
     Constant learning rate, no warm-up; the last, partial batch trains too (the authors drop it). Interrupted and run
-    again with the same `runtime.checkpoint_dir`, it ends with the same bits. Under torchrun every process calls this.
-    `callbacks` are called as transformers' Trainer does, after a checkpoint is whole.
+    again with the same `runtime.checkpoint_dir`, it ends with the same bits on a CPU. Under torchrun every process
+    calls this. `callbacks` are called as transformers' Trainer does, after a checkpoint is whole.
     torch's random generator is seeded with `config.seed`.
 
     Raises:

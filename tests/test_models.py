@@ -27,6 +27,14 @@ def test_a_row_is_known_without_the_hub_and_is_computed_in_bf16_unless_it_is_the
     assert (base_model("scale").suite, base_model("scale").dtype) == ("miniature", "float32")
 
 
+def test_a_folder_with_the_record_of_a_scale_model_is_one_and_any_other_record_is_none(llama):
+    for text in ('{"suite": "miniature"}', '{"suite": "paper"}', '["suite"]', "no JSON"):
+        (llama / "recipe.json").write_text(text)
+        row = base_model(str(llama))
+        expected = ("miniature", "float32") if "miniature" in text else ("paper", "bfloat16")
+        assert (row.suite, row.dtype) == expected
+
+
 def test_a_folders_identity_is_its_contents_and_not_its_place(llama, tmp_path):
     before = identity("llama", str(tmp_path))
     assert re.fullmatch(r"llama@[0-9a-f]{12}", before)

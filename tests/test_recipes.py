@@ -1,13 +1,17 @@
 """The tables hold together, and a wrong name is answered with the right ones."""
 
+import json
 from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
+from bases import config_of, write_base
 from rows import real_data_dir
 
 from lori.domains import DOMAINS
 from lori.methods import METHODS
-from lori.profiles import CONTROLS
+from lori.models import identity
+from lori.profiles import CONTROLS, SCALE
 from lori.recipes import (
     data_config,
     eval_config,
@@ -173,6 +177,32 @@ def test_other_rates_are_named_in_all_that_comes_of_them_and_a_control_may_have_
     mistral = profile("paper", base_model="mistral-7b", learning_rates={"lori-d": 1e-5})
     assert train_config(mistral, "lori-d", "nlu", 0).variant == ""
     assert train_config(mistral, "lori-d", "nlu", 0, first="safety").variant == "rate 1e-05"
+
+
+def test_a_scale_model_of_another_size_has_the_miniature_rows_and_the_rates_that_were_chosen_for_it(tmp_path):
+    wide = write_base(tmp_path / "wide", config_of("llama"))
+    (wide / "recipe.json").write_text('{"suite": "miniature"}')
+    is_nothing_chosen = (
+        r"choose_recipe.json is missing, or of other weights than those beside it: choose learning rates"
+    )
+    with pytest.raises(ValueError, match=is_nothing_chosen):
+        profile("scale", base_model="wide", models_dir=str(tmp_path))
+    weights = {f"{method} {merge}": 0.75 for method, merge in product(SCALE.merged, SCALE.merge_methods)}
+    choice = {
+        "base_model": identity("wide", str(tmp_path)),
+        "learning_rates": {"lori-s": 0.5},
+        "merge_weights": weights,
+    }
+    (wide / "choose_recipe.json").write_text(json.dumps(choice))
+    changed = profile("scale", base_model="wide", models_dir=str(tmp_path))
+    assert data_config(changed, "nlu", "test") == data_config(SCALE, "nlu", "test")
+    for method in ("lori-s", "lori-s-random-mask"):
+        assert train_config(changed, method, "nlu", seed=0).learning_rate == 0.5
+        assert merge_config(changed, method, "ties", seed=0).weights == (0.75,) * 4
+    assert train_config(changed, "lori-s", "nlu", seed=0).variant == "", "it is the recipe of this base"
+    (wide / "choose_recipe.json").write_text(json.dumps({**choice, "base_model": "wide@0123456789ab"}))
+    with pytest.raises(ValueError, match=is_nothing_chosen):
+        train_config(changed, "lori-s", "nlu", seed=0)
 
 
 def test_the_controls_are_all_of_them():

@@ -13,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lori.domains import DOMAINS, Example
+from lori.profiles import PROFILES
 from lori.recipes import data_config, profile
 from lori.scale_model import rows
 from lori.scale_model.corpus import PHASES, documents
-from lori.scale_model.pretrain import OUTPUT_DIR, SHIPPED, Recipe, file_digest
+from lori.scale_model.pretrain import OUTPUT_DIR, RECIPES, SHIPPED, Recipe, file_digest, main
 from lori.scale_model.tokenizer import train_tokenizer
 from lori.scale_model.world import COLORS
 from lori.scoring import SCORERS
@@ -206,6 +207,22 @@ def test_the_shipped_model_was_made_by_the_recipe_in_the_code():
     record = json.loads((OUTPUT_DIR / "recipe.json").read_text())
     assert record["recipe"] == json.loads(json.dumps(asdict(Recipe())))
     assert record["num_tokens"] == Recipe().num_tokens
+
+
+def test_the_wide_model_reads_as_many_tokens_and_its_rank_is_at_most_a_fiftieth_of_its_width():
+    wide = RECIPES["wide"]
+    assert wide.num_tokens == Recipe().num_tokens
+    assert PROFILES["scale"].rank / wide.hidden_size <= 0.02
+    assert wide.hidden_size / wide.num_heads == Recipe().hidden_size / Recipe().num_heads
+
+
+@pytest.mark.parametrize("told", [[], ["--output-dir", "lori/scale_model"]])
+def test_only_the_shipped_recipe_is_written_over_the_shipped_model(told, capsys, monkeypatch):
+    monkeypatch.chdir(OUTPUT_DIR.parents[1])
+    monkeypatch.setattr("sys.argv", ["pretrain", "--recipe", "wide", *told])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--output-dir names another folder than the shipped model's" in capsys.readouterr().err
 
 
 def test_the_shipped_model_is_a_llama_that_predicts_its_corpus():

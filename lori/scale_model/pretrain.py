@@ -1,10 +1,11 @@
 """Make a scale model from nothing: corpus, tokenizer, pretraining, files. `python -m lori.scale_model.pretrain`.
 
-Two processes with one thread each share every batch (gloo), or one on a GPU has it all; the number of steps is fixed,
-so the same seed, library versions and processor type give the same weights, to the byte. `recipe.json` says what the
-weights came from. The shipped model is the row `scale` of `RECIPES`; a folder with another one is a base model, too:
+Two processes with one thread each share every batch (gloo); the number of steps is fixed, so the same seed, library
+versions and processor type give the same weights, to the byte. `recipe.json` says what the weights came from. The
+shipped model is the row `scale` of `RECIPES`. A folder with another one is a base model, too, and where there is a GPU
+one process makes it there, with whole batches:
 
-    python -m lori.scale_model.pretrain --recipe wide --output-dir wide     # on a GPU; on two cores it takes hours
+    python -m lori.scale_model.pretrain --recipe wide --output-dir wide     # on two cores it takes hours
 """
 
 import argparse
@@ -77,7 +78,7 @@ class Recipe:
 
 RECIPES = {
     "scale": Recipe(),
-    # As many tokens of the same corpus in batches twice as large, at a rate as much lower as it is wider
+    # As many tokens of the same corpus, in batches twice as large; rates are divided by 3, as the width is times 3.2
     "wide": Recipe(
         num_steps=(2500, 600),
         learning_rates=(1e-3, 5e-4),
@@ -183,7 +184,8 @@ def _process(rank: int, recipe: Recipe, work_dir: str, parent: int, device: str,
     _die_with(parent)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.set_float32_matmul_precision("high")  # of a GPU: TF32
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     # A file to meet at, not a port: two runs on one machine cannot get in each other's way.
     dist.init_process_group("gloo", init_method=f"file://{work_dir}/meeting", rank=rank, world_size=num_processes)
     model: Any = new_model(recipe, len(PreTrainedTokenizerFast.from_pretrained(work_dir)))
@@ -196,10 +198,9 @@ def _process(rank: int, recipe: Recipe, work_dir: str, parent: int, device: str,
     dist.destroy_process_group()
 
 
-def pretrain(recipe: Recipe, output_dir: Path) -> None:
+def pretrain(recipe: Recipe, output_dir: Path, device: str = "cpu") -> None:
     """Write model, tokenizer and `recipe.json` to `output_dir`: all of them, or none if anything fails."""
-    started = time.monotonic()
-    device, num_processes = ("cuda", 1) if torch.cuda.is_available() else ("cpu", NUM_PROCESSES)
+    started, num_processes = time.monotonic(), NUM_PROCESSES if device == "cpu" else 1
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may add in another order each time
     with tempfile.TemporaryDirectory(prefix="lori-pretrain-") as work_dir:
         tokenizer = train_tokenizer(islice(documents(recipe.seed, LEARNING), recipe.num_tokenizer_documents))
@@ -209,7 +210,8 @@ def pretrain(recipe: Recipe, output_dir: Path) -> None:
         print(f"{recipe.num_tokens} tokens, made in {time.monotonic() - started:.0f} s", flush=True)
         arguments = (recipe, work_dir, os.getpid(), device, num_processes)
         torch.multiprocessing.spawn(_process, arguments, nprocs=num_processes)
-        _write_record(recipe, Path(work_dir), wall_seconds=time.monotonic() - started)
+        place = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "num_processes": num_processes}
+        _write_record(recipe, Path(work_dir), place, wall_seconds=time.monotonic() - started)
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in SHIPPED:
             (output_dir / name).write_bytes(Path(work_dir, name).read_bytes())
@@ -221,7 +223,7 @@ SHIPPED = (
 )  # fmt: skip
 
 
-def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> None:
+def _write_record(recipe: Recipe, work_dir: Path, place: dict[str, Any], *, wall_seconds: float) -> None:
     record = {
         "suite": SCALE_SUITE,
         "sha256": {name: file_digest(work_dir / name) for name in ("model.safetensors", "tokenizer.json")},
@@ -234,7 +236,7 @@ def _write_record(recipe: Recipe, work_dir: Path, *, wall_seconds: float) -> Non
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **place,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     (work_dir / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -251,9 +253,11 @@ def main() -> None:
     parser.add_argument("--recipe", choices=list(RECIPES), default="scale")
     parser.add_argument("--output-dir", type=Path, help="a folder; of `scale` by default where the shipped model lies")
     asked = parser.parse_args()
-    if asked.output_dir is None and asked.recipe != "scale":
-        parser.error(f"--output-dir is needed: the default holds the shipped model, which is not {asked.recipe}.")
-    pretrain(RECIPES[asked.recipe], asked.output_dir or OUTPUT_DIR)
+    output_dir = (asked.output_dir or OUTPUT_DIR).resolve()
+    if asked.recipe != "scale" and output_dir == OUTPUT_DIR:
+        parser.error(f"--output-dir names another folder than the shipped model's, which is not {asked.recipe}.")
+    on_gpu = asked.recipe != "scale" and torch.cuda.is_available()  # the shipped one has the same bytes everywhere
+    pretrain(RECIPES[asked.recipe], output_dir, "cuda" if on_gpu else "cpu")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from lori.recipes import data_config, eval_config, profile
 from tasks.slots import environment_of, gpu_ids
 
 METHODS = ["full", "lora", "dora", "lori-d", "lori-s"]
+LONG_ROWS = [  # of several blocks in attention's kernels, and padded
+    {"input_ids": list(range(10, 10 + length)), "labels": [-100] * 8 + list(range(18, 10 + length))}
+    for length in range(320, 400, 10)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +34,8 @@ def gpu():
 
 def adapted(name, device, **changes):
     """With masks drawn on the CPU: torch's generators of CPUs and GPUs draw differently."""
-    model = attach(load_base("scale", device), config_of(name, **changes))
+    dtype = "float32" if name == "full" else changes.get("dtype", "float32")  # as tasks/adapters.py loads it
+    model = attach(load_base("scale", device, dtype=dtype), config_of(name, **changes))
     if name != "lori-s":
         return model
     return sparsify(model, some_masks(attach(load_base("scale"), config_of(name))))
@@ -53,12 +58,12 @@ def test_training_follows_that_of_a_cpu(name):
 def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path, monkeypatch):
     def run(checkpoint_dir):
         model = adapted(name, "cuda", dtype="bfloat16")
-        runtime = TrainRuntime(micro_batch_tokens=14, checkpoint_dir=checkpoint_dir, checkpoint_every=2)
-        return model, fit(model, name, batch_size=3, dtype="bfloat16", runtime=runtime)
+        runtime = TrainRuntime(micro_batch_tokens=800, checkpoint_dir=checkpoint_dir, checkpoint_every=2)
+        return model, fit(model, name, rows=LONG_ROWS, batch_size=3, dtype="bfloat16", runtime=runtime)
 
     undisturbed, curve = run(None)
     with monkeypatch.context() as patch:
-        patch.setattr("lori.training.summed_token_loss", dying(after=15))
+        patch.setattr("lori.training.summed_token_loss", dying(after=8))  # two rows a part: in the middle of step 5
         with pytest.raises(Killed):
             run(str(tmp_path))
     resumed, resumed_curve = run(str(tmp_path))
@@ -69,7 +74,11 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
 
 def test_dense_bs_that_are_kept_give_the_bits_of_those_made_each_time(monkeypatch):
     kept = adapted("lori-s", "cuda", dtype="bfloat16")
+    seen = []
+    for layer in lora_layers(kept).values():
+        layer.register_forward_hook(lambda layer, *_: seen.append(layer.lora_B["default"].dense.dtype))
     fit(kept, "lori-s", dtype="bfloat16")
+    assert set(seen) == {torch.bfloat16}
     made = adapted("lori-s", "cuda", dtype="bfloat16")
     monkeypatch.setattr("lori.training.FlatValues", lambda layers, **_: FlatValues(layers, keep_dense=None))
     fit(made, "lori-s", dtype="bfloat16")
@@ -88,7 +97,8 @@ def test_greedy_answers_are_those_of_a_cpu(domain):
 
 
 def test_a_job_sees_the_gpus_of_its_slots_alone(monkeypatch):
-    monkeypatch.delenv("LORI_GPUS", raising=False)
+    for name in ("LORI_GPUS", "CUDA_VISIBLE_DEVICES", "LORI_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     ids = gpu_ids()
     assert len(ids) == torch.cuda.device_count()
     check_device("cuda", "h200")
