@@ -30,6 +30,7 @@ SERVER_SETTINGS = {  # as Prefect's own `SubprocessASGIServer`, which can't be h
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # a fifth of the start, and no block is used
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # it would import Prefect's integrations to see what is new
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_UI_ENABLED": "false",
 }
