@@ -2,6 +2,7 @@
 
 python docs/copy_report.py REPORT            # REPORT: the page that the flow printed; into docs/scale-model-report
 python docs/copy_report.py REPORT ablations  # into a folder there, without the interactive page, which is large
+python docs/copy_report.py REPORT lora-rate --no-pictures
 """
 
 import re
@@ -13,7 +14,7 @@ TARGET = Path(__file__).parent / "scale-model-report"
 PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html", "figures.sha256")
 
 
-def copy_report(report: Path, folder: str = "") -> None:
+def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> None:
     """Replace what an earlier copy left in the folder."""
     files, target = sorted(report.iterdir()), TARGET / folder  # read first: of a wrong name nothing is lost
     target.mkdir(exist_ok=True)
@@ -22,12 +23,17 @@ def copy_report(report: Path, folder: str = "") -> None:
             old.unlink()
     for path in files:
         is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
-        if path.name not in LEFT_OUT and not is_empty and not (folder and path.name == PAGE):
+        is_left_out = (
+            path.name in LEFT_OUT or (folder and path.name == PAGE) or (path.suffix == ".png" and not pictures)
+        )
+        if not is_empty and not is_left_out:
             shutil.copy(path, target)
-    if folder:
-        readme = target / "README.md"
-        readme.write_text(re.sub(rf"^.*\[{PAGE}\].*\n\n", "", readme.read_text(), flags=re.MULTILINE))
+    gone = ([rf"^.*\[{PAGE}\].*\n\n"] if folder else []) + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
+    readme = target / "README.md"
+    for paragraph in gone:
+        readme.write_text(re.sub(paragraph, "", readme.read_text(), flags=re.MULTILINE))
 
 
 if __name__ == "__main__":
-    copy_report(Path(sys.argv[1]).parent, *sys.argv[2:])
+    names = [word for word in sys.argv[1:] if word != "--no-pictures"]
+    copy_report(Path(names[0]).parent, *names[1:], pictures="--no-pictures" not in sys.argv)

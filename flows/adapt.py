@@ -1,5 +1,10 @@
 """Adaptation (paper, section 3): LoRI-D, its mask, LoRI-S, and the baselines, each on one domain."""
 
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
 from dataclasses import replace
 from itertools import product
 
@@ -115,3 +120,9 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope)
     return carry_out(study, single_domain)
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(adapt)

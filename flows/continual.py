@@ -1,5 +1,10 @@
 """Continual learning (paper, section 3.3): what a safety adapter forgets while it trains on another domain."""
 
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
 from itertools import product
 
 from prefect import flow
@@ -84,3 +89,9 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope)
     return carry_out(study, continual_learning)
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(continual)

@@ -1,5 +1,10 @@
 """Merging (paper, section 3.2): the adapters of all domains become one, which is scored on every domain."""
 
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
 from itertools import product
 
 from prefect import flow
@@ -90,3 +95,9 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)
     return carry_out(study, merging)
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(merge)

@@ -1,5 +1,10 @@
 """Score adapters that were published, such as the authors' `tomg-group-umd/LoRI-*`, on the paper's benchmarks."""
 
+if __name__ == "__main__":
+    from flows.local import use_local_stores
+
+    use_local_stores()  # before Prefect is imported and reads its settings
+
 from prefect import flow
 from prefect.client.schemas.objects import State
 
@@ -63,3 +68,9 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         return rows
 
     return carry_out(study, scored)
+
+
+if __name__ == "__main__":
+    from flows.local import main
+
+    main(published)

@@ -71,6 +71,16 @@ def test_the_readme_links_to_every_view_of_a_server_at_home():
         assert f"| [{view['name']}]({page}{key}&compareRunsMode=" in readme
 
 
+def test_every_flow_that_is_deployed_is_a_command_too():
+    """`python -m` of a module that runs nothing would end without a word. A job alone is nobody's command."""
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    entrypoints = {deployment["entrypoint"] for deployment in deployments} - {"flows.job.job"}
+    for entrypoint in entrypoints:
+        module, _, name = entrypoint.rpartition(".")
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert re.search(rf'if __name__ == "__main__":\n(    .*\n|\n)*    main\({name}\)', source), entrypoint
+
+
 def test_links_to_files_lead_somewhere():
     readmes = [ROOT / folder / "README.md" for folder in (".", "mlflow", "benchmarks")]
     for document in [*readmes, *(ROOT / "docs").rglob("*.md")]:
@@ -108,6 +118,10 @@ def test_a_copied_report_takes_the_place_of_the_one_before_without_what_is_empty
         assert sorted(copied) == sorted(["README.md", "single.csv", "single.png", *pages])
     assert (target / "README.md").read_text() == texts["README.md"]
     assert (target / "ablations" / "README.md").read_text() == "# Results\n\n## Tables\n"
+    (report / "README.md").write_text(texts["README.md"].replace("## Tables", "![Scores](single.png)\n\n## Tables"))
+    script["copy_report"](report, "rates", pictures=False)
+    assert sorted(path.name for path in (target / "rates").iterdir()) == ["README.md", "single.csv"]
+    assert (target / "rates" / "README.md").read_text() == "# Results\n\n## Tables\n"
     with pytest.raises(FileNotFoundError):
         script["copy_report"](tmp_path / "no-report")
     assert (target / "single.csv").exists()
