@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ class LocalServer:
         # Taken at once: a free port could be another's by the time that the server has imported itself
         self._listener = socket.create_server((LOCALHOST, 0))
         self.url = f"http://{LOCALHOST}:{self._listener.getsockname()[1]}/api"
+        self._database = Path(os.environ["PREFECT_HOME"]).expanduser().absolute() / "prefect.db"
+        # Looking for migrations takes a second of each start, though there are none until Prefect is another version
+        self._migrated = self._database.with_name(f"migrated-{version('prefect')}")
         self._start()
         atexit.register(self._stop)
 
@@ -51,6 +55,9 @@ class LocalServer:
         command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "uvicorn", "--fd", str(number)]
         command += ["--log-level", "error", "--factory", "prefect.server.api.server:create_app"]
         name, logs, env = f"prefect-{os.getpid()}", state_dir() / "logs", {**os.environ, **SERVER_SETTINGS}
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self._database}"
+        if self._migrated.exists() and self._database.exists():
+            env["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
         self._service = start(name, command, log_dir=logs, cwd=Path.cwd(), env=env, pass_fds=[number])
 
     def _stop(self) -> None:
@@ -70,6 +77,7 @@ class LocalServer:
                 raise
             self._start()
             wait_until_healthy(self._service, f"{self.url}/health")
+        self._migrated.touch()
         self._listener.close()  # or nobody would be told of a server that is gone
 
 
