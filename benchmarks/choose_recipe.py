@@ -30,7 +30,7 @@ from lori.loading import load_base, load_tokenizer
 from lori.masks import extract_masks
 from lori.merging import merge
 from lori.methods import METHODS
-from lori.models import BASE_MODELS, base_model, identity
+from lori.models import BASE_MODELS, base_model, identity, split_base
 from lori.profiles import DENSITY, PROFILES
 from lori.recipes import CHOICE_FILE, data_config, eval_config, mask_config, train_config
 from lori.training import train
@@ -85,7 +85,8 @@ def try_weight(base: str, root: Path, method: str, merge_method: str, weight: fl
     weights = (weight,) * len(PROFILE.domains)
     config = MergeConfig(identity(base), merge_method, weights, DENSITY, SEED, match_norms=False)
     out = root / f"{method}-{merge_method}-{weight:g}"
-    merge([adapter_dir(root, method, domain, rate) for domain in PROFILE.domains], config, out)
+    adapters = [adapter_dir(root, method, domain, rate) for domain in PROFILE.domains]
+    merge(adapters, config, out, models_dir=split_base(base)[1])
     return {domain: validation_score(base, domain, out, NUM_MERGE_ROWS) for domain in PROFILE.domains}
 
 
