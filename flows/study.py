@@ -142,7 +142,9 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mappin
         if study.plan_only:
             return _publish_plan(drawn)
         plan.check(drawn)
-    with interruptible(), recalled(lambda submit: ask_all(study, stages, submit)):
+    with interruptible(), recalled(lambda submit: ask_all(study, stages, submit)) as outlook:
+        if outlook and outlook.missing:
+            print(outlook, flush=True)
         rows = [row for stage in stages for row in stage(study)]
         if not rows:
             raise ValueError(

@@ -7,9 +7,13 @@ runs that want the same cell at the same time compute it once.
 
 import logging
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from itertools import compress
+from statistics import fmean
 from typing import Any, cast
 from uuid import UUID
 
@@ -184,19 +188,41 @@ def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Ma
 _RECALLED: dict[UUID, tuple[float, Mapping[str, str]]] = {}  # by flow run: when it looked, and what `_look_up` found
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a flow run is in for, by step: how many cells it has to compute, and the seconds that each other took."""
+
+    missing: Mapping[str, int]
+    seconds: Mapping[str, Sequence[float]]
+
+    def __str__(self) -> str:
+        num_cached, num_missing = sum(map(len, self.seconds.values())), sum(self.missing.values())
+        parts = [f"{num_cached + num_missing} cells, {num_cached} of them cached. To compute: "]
+        parts.append(", ".join(f"{num} {step}" for step, num in self.missing.items()))
+        if timed := [step for step in self.missing if step in self.seconds]:
+            seconds = sum(self.missing[step] * fmean(self.seconds[step]) for step in timed)
+            parts.append(f"; {timedelta(seconds=round(seconds))} of work at the pace of the cached {', '.join(timed)}")
+        return f"{''.join(parts)}."
+
+
 @contextmanager
-def recalled(ask: Callable[[Callable[..., Future]], Cells]) -> Iterator[None]:
+def recalled(ask: Callable[[Callable[..., Future]], Cells]) -> Iterator[Outlook | None]:
     """Look up what is recorded of all cells that `ask` asks the given function for, before tasks do.
 
-    Only for speed: each task by itself asks MLflow for its cell, and many threads that do so keep each other waiting.
+    For speed: each task by itself asks MLflow for its cell, and many threads that do so keep each other waiting. And
+    to say what is to come; None where that isn't known: records lie elsewhere, or MLflow doesn't answer.
     """
-    own, now = UUID(flow_run.id), time.monotonic()
+    own, now, outlook = UUID(flow_run.id), time.monotonic(), None
     try:
-        _RECALLED[own] = now, _look_up(ask(_key_of))
+        asked = ask(_key_of)
+        found = _look_up(asked)
+        if found is not None:
+            _RECALLED[own] = now, {key: name for key, (name, _) in found.items()}
+            outlook = _outlook(asked, {key: seconds for key, (_, seconds) in found.items()})
     except Exception as error:
         LOG.warning("Each cell asks for itself whether its result is still in MLflow: %r", error)
     try:
-        yield
+        yield outlook
     finally:
         _RECALLED.pop(own, None)
 
@@ -206,23 +232,36 @@ def _key_of(*, step: str, config: Any, inputs: Mapping[str, Any], **_others: Any
     return cast(Future, step_key(step, STEPS[step].version, config, inputs))
 
 
-def _look_up(cells: Cells) -> Mapping[str, str]:
-    """By key, the record of each cell that is not to be refreshed and whose artifact can be fetched.
+def _outlook(cells: Cells, seconds: Mapping[str, float]) -> Outlook:
+    """Of cells that `_key_of` names; `seconds` of those that are there."""
+    missing, taken = Counter[str](), defaultdict[str, list[float]](list)
+    for key, title in cast(dict[str, str], cells.titles).items():
+        step = title.partition(" ")[0]
+        if key in seconds:
+            taken[step].append(seconds[key])
+        else:
+            missing[step] += 1
+    return Outlook(missing, taken)
 
-    Nothing where records are not files of this machine: their tasks fetch them, at the same time.
+
+def _look_up(cells: Cells) -> Mapping[str, tuple[str, float]] | None:
+    """By key, the record's name and seconds of each cell not to be refreshed whose artifact can be fetched.
+
+    None where records are not files of this machine: their tasks fetch them, at the same time.
     """
     store = get_result_store().update_for_task(compute)
     assert isinstance(store, ResultStore)  # and no coroutine: nothing here is asynchronous
     if not isinstance(store.result_storage, LocalFileSystem):
-        return {}
+        return None
     # Without locks: who computes a cell again holds its lock. Without a cache: it would outlive what is read here
     store = store.model_copy(update={"lock_manager": None, "cache_result_in_memory": False})
-    runtime, usable, generation = local_runtime(**cells.place), {}, 0
+    runtime, usable, generation = local_runtime(**cells.place), dict[str, tuple[str, float]](), 0
     left = {key: key for key in cast(set[str], {*cells.titles} - cells.refreshed)}
     while left:
         records = {key: record for key, name in left.items() if (record := _recorded(store, name))}
         are_usable = tracking.are_available(runtime, [to_handle(record) for record in records.values()])
-        usable |= {key: left[key] for key, is_usable in zip(records, are_usable, strict=True) if is_usable}
+        there = compress(records.items(), are_usable)
+        usable |= {key: (left[key], record["seconds"]) for key, record in there}
         generation += 1
         left = {key: _generation(key, generation) for key in records if key not in usable}
     return usable
