@@ -104,7 +104,7 @@ def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
 
 
 def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """A panel a setting: lines where its values are numbers. Continual learning: what is kept by what is learned."""
+    """A panel a setting, with lines where numbers have room between; continual: what is kept by what is learned."""
     table = tables["ablations"]
     for setting in dict.fromkeys(str(row["setting"]) for row in table.rows):
         rows = [row for row in table.rows if row["setting"] == setting]
@@ -112,13 +112,13 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
             yield _trade(*domains, rows)
         elif len(rows) > len({row["method"] for row in rows}):  # else one value alone, which the table shows
             numbers = {str(row["value"]): _number(str(row["value"])) for row in rows}
-            is_line = None not in numbers.values()
+            log, is_line = weight_merge(setting) is not None, None not in numbers.values()
             if is_line:
                 rows.sort(key=lambda row: numbers[str(row["value"])] or 0.0)
+                is_line = log or not _are_crowded([number for number in numbers.values() if number is not None])
             places = numbers if is_line else {text: text for text in numbers}
             points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
-            log = is_line and weight_merge(setting) is not None
-            yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log)
+            yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log and is_line)
 
 
 def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
@@ -129,6 +129,11 @@ def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
         if isinstance(learned := row.get(DOMAINS[new].headline), Estimate)
     ]
     return Chart(f"{first} → {new}", f"{new}, percent", KEPT, "lines", _series(points))
+
+
+def _are_crowded(numbers: Sequence[float]) -> bool:
+    """Whether two would share their place on an axis, as sparsities near 1 do."""
+    return float(np.diff(np.sort(numbers)).min(initial=np.inf)) < np.ptp(numbers) / 12
 
 
 def _number(text: str) -> float | None:

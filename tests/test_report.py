@@ -210,6 +210,18 @@ def test_an_ablation_is_a_row_a_value_with_its_mean() -> None:
     assert [(place, value.mean) for place, value in chart.series[0].points] == [(0.5, 75.0), (0.9, 85.0)]
 
 
+def test_values_that_would_share_a_place_on_an_axis_are_drawn_as_bars() -> None:
+    def kind(*values: str) -> str:
+        labels = {**single("lori-s", "nlu", 70.0).row, "setting": "sparsity"}
+        rows = [{**labels, "value": value} for value in values]
+        cells = [replace(single("lori-s", "nlu", 70.0), table="ablations", row=row) for row in rows]
+        (chart,) = charts_of({**NO_TABLES, "ablations": ablations_table(cells, cells)})["ablations"]
+        return chart.kind
+
+    assert kind("0.0", "0.5", "0.9", "0.95", "0.99") == "bars"
+    assert kind("0.0", "0.5", "0.99") == "lines"
+
+
 def test_continual_learning_on_fewer_rows_is_drawn_as_what_is_kept_over_what_is_learned() -> None:
     cells = []
     for value, kept, learned in (("96", 90.0, 40.0), ("all", 80.0, 60.0)):
