@@ -109,6 +109,7 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     weights: list[float] | None = None,
     continual_rows: list[int] | None = None,
     seeds: list[int] | None = None,
+    learning_rates: dict[str, float] | None = None,
     prompt_style: str | None = None,
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
@@ -136,6 +137,7 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         weights: Weights of all adapters in a merge.
         continual_rows: Numbers of rows of the new domain, a batch or more.
         seeds: One table row is the mean over these.
+        learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
@@ -146,6 +148,7 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """
     overrides = {"base_model": base_model, "domains": domains, "merge_methods": merge_methods, "seeds": seeds}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
+    overrides |= {"learning_rates": learning_rates}
     if methods:
         overrides |= {"methods": list(dict.fromkeys([*MASKED, *methods]))}
         overrides |= {"merged": methods, "continual_methods": methods}

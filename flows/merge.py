@@ -59,6 +59,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     sparsity: float | None = None,
     scope: str | None = None,
     seeds: list[int] | None = None,
+    learning_rates: dict[str, float] | None = None,
     prompt_style: str | None = None,
     data_dir: str | None = None,
     eval_batch_size: int | None = None,
@@ -81,6 +82,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
         scope: Which entries compete for the mask (lori/scopes.py).
         seeds: One table row is the mean over these.
+        learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
         prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
@@ -91,6 +93,7 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """
     overrides = {"base_model": base_model, "domains": domains, "merged": methods, "merge_methods": merge_methods}
     overrides |= {"weights": weights and [float(weight) for weight in weights], "density": density}
+    overrides |= {"learning_rates": learning_rates}
     overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
     place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
     study = begin(profile, **place, **overrides, rank=rank, sparsity=sparsity, scope=scope, seeds=seeds)

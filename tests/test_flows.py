@@ -19,8 +19,10 @@ from prefect.utilities.importtools import import_object
 import tasks.evaluation
 from flows.ablate import ablate
 from flows.adapt import adapt
+from flows.claims import claims
 from flows.continual import continual
 from flows.full_paper import full_paper
+from flows.merge import merge
 from flows.scout import scout
 from flows.study import begin
 from flows.sweep import sweep
@@ -344,6 +346,12 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
 def test_an_unknown_name_is_refused_with_the_known_ones(parameter: str, value: object) -> None:
     with pytest.raises(ValueError, match="Known: "):
         begin(**{"profile": "smoke", parameter: value})
+
+
+@pytest.mark.parametrize("flow", [adapt, merge, continual, ablate, full_paper, claims], ids=lambda flow: flow.name)
+def test_every_study_takes_the_rates_that_a_sweep_chose(flow: Flow, state_dir: Path) -> None:
+    with pytest.raises(ValueError, match="The learning rate of lora is a positive number, not 0"):
+        flow(profile="smoke", learning_rates={"lora": 0.0})
 
 
 def test_without_mlflow_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
