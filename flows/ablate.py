@@ -47,7 +47,7 @@ def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
     if not weights:
         return rows
     for method, merge_method, seed in product(profile.merged, profile.merge_methods, profile.seeds):
-        for setting, value, varied in _merges(study, method, merge_method, seed, weights):
+        for setting, value, varied in _merges(study, merge_method, weights):
             done = merged(varied, method, merge_method, seed)
             labels = {"method": method, "setting": setting, "value": value, "seed": seed}
             scored = [scores(varied, done, domain) for domain in varied.profile.domains]
@@ -55,16 +55,12 @@ def merge_ablations(study: Study, weights: Sequence[float]) -> list[Row]:
     return rows
 
 
-def _merges(
-    study: Study, method: str, merge_method: str, seed: int, weights: Sequence[float]
-) -> Iterator[tuple[str, str, Study]]:
+def _merges(study: Study, merge_method: str, weights: Sequence[float]) -> Iterator[tuple[str, str, Study]]:
     """Setting, value and the study with it."""
     profile = study.profile
     num_domains = len(profile.domains)
     for weight in weights:
-        same = (weight,) * num_domains
-        is_usual = same == recipes.merge_config(profile, method, merge_method, seed).weights
-        yield weight_setting(merge_method), f"{weight:g}", study if is_usual else study.varied(weights=same)
+        yield weight_setting(merge_method), f"{weight:g}", study.varied(weights=(weight,) * num_domains)
     if merge_method != profile.merge_methods[0]:
         return
     for num in range(2, num_domains):

@@ -320,12 +320,13 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
         weight = _choice(base_of(profile))[1].get((recipe_of(method_name), merge_method), 0.0)
     else:
         weight = merge_weight(method_name, num_adapters)
-    weights = profile.weights or (weight,) * num_adapters
+    usual = (weight,) * num_adapters
+    weights = profile.weights or usual
     base = identity(profile.base_model, profile.models_dir)
     told = weights[:1] if len(set(weights)) == 1 else weights
     variant = _named(
         *_departures(profile, method_name, profile.domains),
-        f"weights {','.join(f'{each:g}' for each in told)}" if profile.weights else "",
+        f"weights {','.join(f'{each:g}' for each in told)}" if weights != usual else "",
         f"density {profile.density:g}" if profile.density != DENSITY else "",
         "norms matched" if profile.match_norms else "",
     )

@@ -152,6 +152,7 @@ def test_what_departs_from_the_recipe_is_named_so_that_it_is_taken_for_nothing_e
     assert data_config(usual, "math", "train", 96).num_rows == 96
     weighted = profile("scale", weights=[0.5] * 4, match_norms=True)
     assert merge_config(weighted, "lora", "concat", 0).variant == "weights 0.5 norms matched"
+    assert merge_config(profile("scale", weights=[0.5] * 4), "lori-d", "concat", 0).variant == ""  # they are its own
     assert merge_config(usual, "lora", "concat", 0).variant == ""
     uneven = profile("scale", weights=[1.0, 0.5, 1.0, 1.0], density=0.5)
     assert merge_config(uneven, "lora", "ties", 0).variant == "weights 1,0.5,1,1 density 0.5"
