@@ -321,7 +321,7 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
     else:
         weight = merge_weight(method_name, num_adapters)
     usual = (weight,) * num_adapters
-    weights = profile.weights or usual
+    weights = usual if profile.weights in (None, usual) else profile.weights  # the same numbers, also as integers
     base = identity(profile.base_model, profile.models_dir)
     told = weights[:1] if len(set(weights)) == 1 else weights
     variant = _named(

@@ -190,18 +190,22 @@ _RECALLED: dict[UUID, tuple[float, Mapping[str, str]]] = {}  # by flow run: when
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a flow run is in for, by step: how many cells it has to compute, and the seconds that each other took."""
+    """What a flow run is in for, by step: how many cells have no record, and the seconds that each other one took.
+
+    0 seconds is a cell that MLflow had; with jobs on workers the seconds include waiting for a GPU.
+    """
 
     missing: Mapping[str, int]
     seconds: Mapping[str, Sequence[float]]
 
     def __str__(self) -> str:
         num_cached, num_missing = sum(map(len, self.seconds.values())), sum(self.missing.values())
-        parts = [f"{num_cached + num_missing} cells, {num_cached} of them cached. To compute: "]
+        parts = [f"{num_cached + num_missing} cells, {num_cached} of them cached. To compute, unless MLflow has it: "]
         parts.append(", ".join(f"{num} {step}" for step, num in self.missing.items()))
-        if timed := [step for step in self.missing if step in self.seconds]:
-            seconds = sum(self.missing[step] * fmean(self.seconds[step]) for step in timed)
-            parts.append(f"; {timedelta(seconds=round(seconds))} of work at the pace of the cached {', '.join(timed)}")
+        computed = {step: [each for each in self.seconds.get(step, ()) if each > 0] for step in self.missing}
+        if means := {step: fmean(seconds) for step, seconds in computed.items() if seconds}:
+            work = timedelta(seconds=round(sum(self.missing[step] * mean for step, mean in means.items())))
+            parts.append(f"; {work} of work at the pace of the cached {', '.join(means)}")
         return f"{''.join(parts)}."
 
 

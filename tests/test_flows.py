@@ -153,17 +153,20 @@ def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_us
 def test_a_run_begins_with_what_is_to_come(paper: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"], refresh=["train dora"])
     outlook = capsys.readouterr().out.partition("\n")[0]  # rows of three splits, two adapters, two scores of each
-    assert outlook.startswith("10 cells, 6 of them cached. To compute: 1 train, 2 evaluate, 1 compare; 0:00:")
+    assert outlook.startswith(
+        "10 cells, 6 of them cached. To compute, unless MLflow has it: 1 train, 2 evaluate, 1 compare; 0:00:"
+    )
     assert outlook.endswith(" at the pace of the cached train, evaluate.")
 
 
 def test_what_is_to_come_is_reckoned_by_what_each_step_took() -> None:
-    outlook = cells.Outlook({"train": 3, "evaluate": 2, "compare": 1}, {"train": [60.0, 180.0], "evaluate": [30.0]})
+    taken = {"train": [60.0, 0.0, 180.0], "evaluate": [30.0], "mask": [0.0]}  # 0 s: MLflow had it
+    outlook = cells.Outlook({"train": 3, "evaluate": 2, "mask": 1, "compare": 1}, taken)
     assert str(outlook) == (
-        "9 cells, 3 of them cached. To compute: 3 train, 2 evaluate, 1 compare;"
+        "12 cells, 5 of them cached. To compute, unless MLflow has it: 3 train, 2 evaluate, 1 mask, 1 compare;"
         " 0:07:00 of work at the pace of the cached train, evaluate."
     )
-    assert str(cells.Outlook({"train": 2}, {})) == "2 cells, 0 of them cached. To compute: 2 train."
+    assert str(cells.Outlook({"train": 2}, {})).endswith(" To compute, unless MLflow has it: 2 train.")
 
 
 def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
