@@ -151,7 +151,7 @@ def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_us
 
 
 def test_a_run_begins_with_what_is_to_come(paper: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
-    adapt(profile="smoke", domains=["nlu"], methods=["lora", "dora"], refresh=["train dora"])
+    adapt(profile="smoke", domains=["nlu"], methods=["lora", "full"], refresh=["train full"])
     outlook = capsys.readouterr().out.partition("\n")[0]  # rows of three splits, two adapters, two scores of each
     assert outlook.startswith(
         "10 cells, 6 of them cached. To compute, unless MLflow has it: 1 train, 2 evaluate, 1 compare; 0:00:"
