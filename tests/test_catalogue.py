@@ -19,6 +19,7 @@ from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapt
 
 from lori.cards import Card, interval, to_markdown
 from lori.config import Handle, Runtime
+from lori.methods import METHODS
 from lori.profiles import PROFILES
 from lori.recipes import data_config, eval_config, train_config
 from tasks import tracking
@@ -238,6 +239,11 @@ def test_a_row_of_a_table_is_one_run_with_its_adapters_however_often_it_is_logge
     read = client_of(store).get_run(run.info.run_id).inputs.model_inputs  # a search gives none
     assert [model.model_id for model in read] == [handle.uri.removeprefix("models:/")]
     assert run.data.params["weights"] == "0.5"
+
+
+def test_every_method_has_a_colour_of_its_own() -> None:
+    assert set(VIEWS["colours"]) == set(METHODS)
+    assert len(set(VIEWS["colours"].values())) == len(METHODS)
 
 
 def test_a_row_that_is_there_as_it_is_costs_no_write(
