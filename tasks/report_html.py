@@ -18,6 +18,7 @@ h1, h2 {{ line-height: 1.2; }}
 h2 {{ margin-top: 2.5rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }}
 th, td {{ border-bottom: 1px solid #d8dee4; padding: .35rem .8rem; white-space: nowrap; }}
+td.long {{ white-space: normal; min-width: 17rem; }}
 th {{ border-bottom: 2px solid #1f2328; }}
 td {{ font-variant-numeric: tabular-nums; }}
 tbody tr:hover {{ background: #f6f8fa; }}
@@ -40,4 +41,5 @@ def to_html(markdown: str, directory: Path) -> str:
 
     title = markdown.splitlines()[0].lstrip("# ")
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = re.sub(r"<td(?= [^>]*>[^<]{40})", '<td class="long"', body)  # else the columns after it leave the window
     return PAGE.format(title=title, body=re.sub(r'src="([\w-]+\.png)"', embedded, body))
