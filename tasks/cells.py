@@ -185,7 +185,8 @@ def _job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Ma
     return Job(step, name, config, handles, place)
 
 
-_RECALLED: dict[UUID, tuple[float, Mapping[str, str]]] = {}  # by flow run: when it looked, and what `_look_up` found
+Found = Mapping[str, tuple[str, float]]  # by key: a record's name, and the seconds that it took
+_RECALLED: dict[UUID, tuple[float, Found]] = {}  # by flow run: when it looked, and what it found
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ def recalled(ask: Callable[[Callable[..., Future]], Cells]) -> Iterator[Outlook 
         asked = ask(_key_of)
         found = _look_up(asked)
         if found is not None:
-            _RECALLED[own] = now, {key: name for key, (name, _) in found.items()}
-            outlook = _outlook(asked, {key: seconds for key, (_, seconds) in found.items()})
+            _RECALLED[own] = now, found
+            outlook = _outlook(asked, found)
     except Exception as error:
         LOG.warning("Each cell asks for itself whether its result is still in MLflow: %r", error)
     try:
@@ -236,20 +237,20 @@ def _key_of(*, step: str, config: Any, inputs: Mapping[str, Any], **_others: Any
     return cast(Future, step_key(step, STEPS[step].version, config, inputs))
 
 
-def _outlook(cells: Cells, seconds: Mapping[str, float]) -> Outlook:
-    """Of cells that `_key_of` names; `seconds` of those that are there."""
+def _outlook(cells: Cells, found: Found) -> Outlook:
+    """Of cells that `_key_of` names."""
     missing, taken = Counter[str](), defaultdict[str, list[float]](list)
     for key, title in cast(dict[str, str], cells.titles).items():
         step = title.partition(" ")[0]
-        if key in seconds:
-            taken[step].append(seconds[key])
+        if key in found:
+            taken[step].append(found[key][1])
         else:
             missing[step] += 1
     return Outlook(missing, taken)
 
 
-def _look_up(cells: Cells) -> Mapping[str, tuple[str, float]] | None:
-    """By key, the record's name and seconds of each cell not to be refreshed whose artifact can be fetched.
+def _look_up(cells: Cells) -> Found | None:
+    """What is recorded of each cell not to be refreshed whose artifact can be fetched.
 
     None where records are not files of this machine: their tasks fetch them, at the same time.
     """
@@ -299,7 +300,7 @@ class CheckedHandle(CachePolicy):
         own = task_ctx.task_run.flow_run_id
         when, known = _RECALLED.get(own, (0.0, {})) if own else (0.0, {})
         if first in known and time.monotonic() - when < RECALL_SECONDS:
-            return known[first]
+            return known[first][0]
         generation = 0
         try:
             while not _is_usable(task_ctx.result_store, name, job):
