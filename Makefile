@@ -4,8 +4,10 @@ PROFILE ?= scale
 # The CPU build of torch is smaller: make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
 PIP_FLAGS ?=
 BIN := .venv/bin
+BWRAP := command -v bwrap >/dev/null || { echo "Tests run programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
+IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: paper serve smoke test test-crash test-integration test-gpu check scale-model clean
+.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -20,10 +22,15 @@ smoke: .venv/ready  ## every kind of stage, with no servers to start
 	$(BIN)/python -m flows.full_paper --profile smoke
 
 test: .venv/ready
-	@command -v bwrap >/dev/null || { echo "Tests run hostile programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
+	@$(BWRAP)
+	@echo "The tests of the code: 5 minutes on 2 cores."
+	$(BIN)/pytest $(IN_PARALLEL)
+
+test-orchestration: .venv/ready  ## flows on a Prefect server, what they compute with, deployments
+	@$(BWRAP)
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
-	@echo "The tests of the code: 8 to 12 minutes on 2 cores."
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@echo "Tests of flows and processes: 5 minutes on 2 cores."
+	$(BIN)/pytest tests/orchestration $(IN_PARALLEL)
 
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }
@@ -33,7 +40,7 @@ test-crash: .venv/ready  ## everything that can be killed is killed; an installa
 test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object store; its pages in a browser
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "MLflow runs on Postgres: apt-get install postgresql"; exit 1; }
 	@command -v chromium >/dev/null || { echo "Pages are opened in a browser: apt-get install chromium"; exit 1; }
-	@echo "Integration tests: 5 to 7 minutes on 2 cores."
+	@echo "Integration tests: 6 to 9 minutes on 2 cores."
 	$(BIN)/pytest tests/integration
 
 test-gpu: .venv/ready  ## what only a CUDA device can show

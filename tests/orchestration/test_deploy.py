@@ -19,7 +19,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from flows.bootstrap import DRIVER_POOL, GPU_POOL, KUBERNETES_TEMPLATE, kubernetes_template
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").iterdir())
 ENVIRONMENTS = sorted((ROOT / "deploy/environment").iterdir())
 SECRETS = re.compile(r"^(\w*(?:AUTH|KEY|PASSWORD|TOKEN|SECRET)\w*)[=:][ ]*(\S+)", re.MULTILINE)

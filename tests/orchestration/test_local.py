@@ -1,12 +1,10 @@
 """The Prefect server of a flow that is run in a terminal."""
 
 import httpx
-import pytest
 
 from flows import local
 
 
-@pytest.mark.slow
 def test_a_local_server_looks_for_migrations_until_its_database_is_made(tmp_path, monkeypatch):
     home = tmp_path / "prefect"
     home.mkdir()

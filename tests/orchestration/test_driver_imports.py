@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.full_paper import full_paper
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
 MAX_MIB = 500
 IMPORT = """

@@ -16,7 +16,7 @@ from tasks import executors, pool
 from tasks.executors import EXECUTORS, check_executor, execute
 from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "evaluate": EVALUATE}
 
 

@@ -209,7 +209,7 @@ def test_a_file_that_is_no_list_of_candidates_is_refused(written: str | None, me
 
 
 def test_the_file_that_comes_with_the_project_is_a_list_of_candidates() -> None:
-    names = [entry.base_model for entry in read_entries(Path(__file__).parents[1] / "base-models.yaml")]
+    names = [entry.base_model for entry in read_entries(Path(__file__).parents[2] / "base-models.yaml")]
     assert {"llama-3-8b", "mistral-7b"} <= {*names}
 
 
@@ -303,7 +303,6 @@ def hub(llama: Path, tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.slow
 def test_what_the_hub_offers_is_run_or_has_its_reason(
     papers: UUID, hub: str, llama: Path, data_dir: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from flows import bootstrap
 from flows.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
 from flows.services import choose_port, start, stop, wait_until_healthy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 AUTH = "admin:only-a-test"
 NAMES = {"full-paper", "adapt", "merge", "continual", "ablate", "claims", "sweep", "published", "daily", "gpu"}
