@@ -1,8 +1,8 @@
 """Copy a report into the documentation: its text, pictures and tables, without what is large or has no rows.
 
 python docs/copy_report.py REPORT            # REPORT: the page that the flow printed; into docs/scale-model-report
-python docs/copy_report.py REPORT ablations  # into a folder there, without the interactive page, which is large
-python docs/copy_report.py REPORT lora-rate --no-pictures
+python docs/copy_report.py REPORT ablations  # into a folder there, without its largest files
+python docs/copy_report.py REPORT sweep --no-pictures
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent / "scale-model-report"
 PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html", "figures.sha256")
+LEFT_OUT_OF_FOLDERS = (PAGE, "intervals.csv")
 
 
 def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> None:
@@ -23,10 +24,8 @@ def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> Non
             old.unlink()
     for path in files:
         is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
-        is_left_out = (
-            path.name in LEFT_OUT or (folder and path.name == PAGE) or (path.suffix == ".png" and not pictures)
-        )
-        if not is_empty and not is_left_out:
+        left_out = LEFT_OUT + LEFT_OUT_OF_FOLDERS * bool(folder)
+        if not is_empty and path.name not in left_out and (pictures or path.suffix != ".png"):
             shutil.copy(path, target)
     gone = ([rf"^.*\[{PAGE}\].*\n\n"] if folder else []) + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
     readme = target / "README.md"

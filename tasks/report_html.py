@@ -1,6 +1,7 @@
 """A Markdown document as one HTML file that needs nothing beside it."""
 
 import base64
+import html
 import re
 from pathlib import Path
 
@@ -32,6 +33,9 @@ img {{ max-width: 100%; }}
 """
 
 
+LONG = 40  # characters that a line of a cell is broken from: else the columns after it leave the window
+
+
 def to_html(markdown: str, directory: Path) -> str:
     """The page, with the pictures in `directory` inside it; its title is the document's first heading."""
 
@@ -41,5 +45,11 @@ def to_html(markdown: str, directory: Path) -> str:
 
     title = markdown.splitlines()[0].lstrip("# ")
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = re.sub(r"<td(?= [^>]*>[^<]{40})", '<td class="long"', body)  # else the columns after it leave the window
+    body = re.sub(r"<td([^>]*)>(.*?)</td>", _marked, body)
     return PAGE.format(title=title, body=re.sub(r'src="([\w-]+\.png)"', embedded, body))
+
+
+def _marked(cell: re.Match[str]) -> str:
+    """A table's cell with the class `long` if its text is."""
+    text = html.unescape(re.sub("<.*?>", "", cell[2]))
+    return f'<td class="long"{cell[1]}>{cell[2]}</td>' if len(text) >= LONG else cell[0]

@@ -5,6 +5,8 @@ import json
 import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from math import dist
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.colors import to_rgb
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
@@ -242,8 +245,10 @@ def test_a_row_of_a_table_is_one_run_with_its_adapters_however_often_it_is_logge
 
 
 def test_every_method_has_a_colour_of_its_own() -> None:
-    assert set(VIEWS["colours"]) == set(METHODS)
-    assert len(set(VIEWS["colours"].values())) == len(METHODS)
+    colours = VIEWS["colours"]
+    assert set(colours) == set(METHODS)
+    for one, other in combinations(map(to_rgb, colours.values()), 2):
+        assert dist(one, other) > 0.15, (one, other)  # of √3 from black to white: to be told apart in one chart
 
 
 def test_a_row_that_is_there_as_it_is_costs_no_write(

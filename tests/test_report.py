@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import math
 import re
 from dataclasses import replace
@@ -571,10 +572,10 @@ def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load(tmp_path: Pat
 
 
 def test_html_breaks_the_lines_of_long_cells_alone(tmp_path: Path) -> None:
-    claim, numbers = "Merged by concat, they keep more than LoRA's", "-2.9 [-5.6, -0.2]"
-    page = to_html(f"# Results\n\n| a | b |\n| :--- | ---: |\n| {claim} | {numbers} |\n", tmp_path)
-    assert f'<td class="long" style="text-align:left">{claim}</td>' in page
-    assert f'<td style="text-align:right">{numbers}</td>' in page
+    long, short = 'one "quoted" cell of a table, 40 letters.', 'one "quoted" cell of a table, 39 letters'
+    page = to_html(f"# Results\n\n| a | b |\n| --- | ---: |\n| **{long}** | {short} |\n", tmp_path)
+    assert f'<td class="long"><strong>{html.escape(long)}</strong></td>' in page
+    assert f'<td style="text-align:right">{html.escape(short)}</td>' in page
 
 
 def test_the_report_leaves_nothing_in_the_working_directory(

@@ -20,8 +20,10 @@ def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path:
     env |= {"LORI_DIR": str(tmp_path), "LORI_EXECUTOR": "pool", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(FLOW, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    lines = iter(process.stdout.readline, "")
-    assert any(line.startswith("[1/") for line in lines), f"The flow ended with {process.wait()} and no cell was done"
+    said = ""
+    while not (line := process.stdout.readline()).startswith("[1/"):
+        assert line, f"It ended, and no cell was done: {said}"
+        said += line
     assert any("uvicorn" in each.cmdline() for each in processes_of(tmp_path))
     process.send_signal(number)
     process.communicate(timeout=60)
