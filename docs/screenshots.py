@@ -23,7 +23,7 @@ PICTURES = {
     "merging": ("02 Merging", open_table),
     "curves": ("05 Curves", open_charts),
 }
-NUM_COLOURS = 64  # of a page: a quarter of the bytes
+NUM_COLOURS = 256  # of a page: what a palette holds
 
 
 def main() -> None:

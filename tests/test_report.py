@@ -572,7 +572,7 @@ def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load(tmp_path: Pat
 
 
 def test_html_breaks_the_lines_of_long_cells_alone(tmp_path: Path) -> None:
-    long, short = 'one "quoted" cell of a table, 40 letters.', 'one "quoted" cell of a table, 39 letters'
+    long, short = 20 * '"x', 13 * '"x"'  # 40 and 39 characters, each quotation mark six of the page's
     page = to_html(f"# Results\n\n| a | b |\n| --- | ---: |\n| **{long}** | {short} |\n", tmp_path)
     assert f'<td class="long"><strong>{html.escape(long)}</strong></td>' in page
     assert f'<td style="text-align:right">{html.escape(short)}</td>' in page
