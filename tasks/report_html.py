@@ -1,11 +1,14 @@
 """A Markdown document as one HTML file that needs nothing beside it."""
 
 import base64
-import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -44,12 +47,15 @@ def to_html(markdown: str, directory: Path) -> str:
         return f'src="data:image/png;base64,{picture}"'
 
     title = markdown.splitlines()[0].lstrip("# ")
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = re.sub(r"<td([^>]*)>(.*?)</td>", _marked, body)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.add_render_rule("td_open", _cell_open)
+    body = parser.render(markdown)
     return PAGE.format(title=title, body=re.sub(r'src="([\w-]+\.png)"', embedded, body))
 
 
-def _marked(cell: re.Match[str]) -> str:
-    """A table's cell with the class `long` if its text is."""
-    text = html.unescape(re.sub("<.*?>", "", cell[2]))
-    return f'<td class="long"{cell[1]}>{cell[2]}</td>' if len(text) >= LONG else cell[0]
+def _cell_open(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """The tag that opens a table's cell, with the class `long` if the cell's text is."""
+    text = "".join(part.content for part in tokens[index + 1].children or ())
+    if len(text) >= LONG:
+        tokens[index].attrJoin("class", "long")
+    return renderer.renderToken(tokens, index, options, env)
