@@ -18,13 +18,13 @@ LEFT_OUT_OF_FOLDERS = (PAGE, "intervals.csv")
 def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> None:
     """Replace what an earlier copy left in the folder."""
     files, target = sorted(report.iterdir()), TARGET / folder  # read first: of a wrong name nothing is lost
+    left_out = LEFT_OUT + (LEFT_OUT_OF_FOLDERS if folder else ())
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         if old.is_file():
             old.unlink()
     for path in files:
         is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
-        left_out = LEFT_OUT + LEFT_OUT_OF_FOLDERS * bool(folder)
         if not is_empty and path.name not in left_out and (pictures or path.suffix != ".png"):
             shutil.copy(path, target)
     gone = ([rf"^.*\[{PAGE}\].*\n\n"] if folder else []) + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
