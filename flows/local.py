@@ -53,7 +53,7 @@ class LocalServer:
     def _start(self) -> None:
         number = self._listener.fileno()
         command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "uvicorn", "--fd", str(number)]
-        command += ["--log-level", "error", "--factory", "prefect.server.api.server:create_app"]
+        command += ["--log-level", "error", "--factory", "flows.prefect_server:create_app"]
         name, logs, env = f"prefect-{os.getpid()}", state_dir() / "logs", {**os.environ, **SERVER_SETTINGS}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self._database}"
         if self._migrated.exists() and self._database.exists():

@@ -143,7 +143,8 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
 
         say("Starting an MLflow server and a Prefect server …")
         mlflow = begin("mlflow", "bash", str(ROOT / "mlflow/start.sh"), str(ports[1]), str(state_dir() / "mlflow"))
-        prefect = begin("prefect", *PREFECT, "server", "start", "--host", LOCALHOST, "--port", str(ports[0]))
+        server = [sys.executable, "-m", "flows.prefect_server", "--host", LOCALHOST, "--port", str(ports[0])]
+        prefect = begin("prefect", *server)
         wait_until_healthy(prefect, f"{addresses.prefect}/api/health")
         _bootstrap(env)
         for name, options in workers(executor).items():

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -132,11 +132,12 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mappin
     `plan_only` the plan is published instead. `asked` are parameters that no profile has: what a report is about.
 
     Raises:
-        ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
+        ValueError: if no row is left, if what was asked for is of no cell, or if one can't fit the study's GPU.
     """
     started = time.monotonic()
     noted = cast(list[plan.PlannedCell], list(ask_all(study, stages, note_cell).titles))
     _check_refresh(study.cells.refresh, [f"{cell.step} {cell.name}" for cell in noted])
+    _check_rates(study.profile.learning_rates, {cell.config.method for cell in noted if cell.step == "train"})
     if study.plan_only or study.hardware.gpu:
         drawn = plan.plan_study(study.profile, study.hardware, noted)
         if study.plan_only:
@@ -180,6 +181,16 @@ def _check_refresh(refresh: Sequence[str], titles: Sequence[str]) -> None:
         raise ValueError(
             f"refresh names no cell of this study: {', '.join(unknown)}. It takes `all`, a step ({', '.join(STEPS)}),"
             f" or the first words of a title, such as {titles[0]!r}."
+        )
+
+
+def _check_rates(rates: Sequence[tuple[str, float]], trained: Set[str]) -> None:
+    taken = trained | {recipes.recipe_of(method) for method in trained}
+    unknown = [name for name, _ in rates if name not in taken]
+    if unknown:
+        raise ValueError(
+            f"learning_rates has a rate for {', '.join(unknown)}, which this study doesn't train. It trains"
+            f" {', '.join(sorted(trained))}."
         )
 
 

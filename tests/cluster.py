@@ -70,7 +70,7 @@ class Cluster:
         }
 
     def start_prefect(self, **own: str) -> None:
-        command = [PYTHON, "-m", "prefect", "server", "start", "--port", str(self.prefect_port), "--no-ui"]
+        command = [PYTHON, "-m", "flows.prefect_server", "--port", str(self.prefect_port), "--no-ui"]
         self._start("prefect", command, **own)
         wait_until_healthy(self.services["prefect"], f"{self.api}/health")
 

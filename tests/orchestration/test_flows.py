@@ -26,7 +26,7 @@ from flows.merge import merge
 from flows.scout import scout
 from flows.study import begin
 from flows.sweep import sweep
-from lori.config import Handle, Runtime
+from lori.config import Handle, Hardware, Runtime
 from lori.scoring import SCORERS
 from tasks import cells, pool, tracking
 from tasks.locks import FlockLocks
@@ -282,6 +282,22 @@ def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
     assert len(computed()) == 6  # its rows of three splits, it, and its scores on two
     adapt(profile="smoke", domains=["nlu"], methods=["lora"])
     assert computed() == []
+
+
+@pytest.mark.parametrize("name", ["lora", "lori-d-trained-a"])
+def test_a_learning_rate_of_a_method_that_the_study_lacks_is_refused(state_dir: Path, name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"a rate for {name}, which this study doesn't train\. It trains lori-d, lori-s"
+    ):
+        adapt(profile="smoke", domains=["nlu"], methods=["lori-s"], learning_rates={name: 0.01})
+
+
+@pytest.mark.parametrize(("name", "method"), [("lori-d", "lori-s"), ("lori-s", "lori-s-random-mask")])
+def test_a_learning_rate_may_be_of_what_a_method_takes_its_mask_or_its_recipe_from(
+    state_dir: Path, name: str, method: str
+) -> None:
+    asked = {"domains": ["nlu"], "methods": [method], "learning_rates": {name: 0.01}}
+    assert adapt(profile="smoke", **asked, plan_only=True, hardware=Hardware(gpu="h100"))["planned"]
 
 
 def test_a_cell_to_refresh_that_does_not_exist_is_refused_before_anything_runs(state_dir: Path) -> None:
