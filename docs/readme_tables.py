@@ -22,6 +22,7 @@ BENCHMARKS = {
     "generation": "Completions that stop once their score cannot change",
     "files": "At Llama-3-8B's shapes, rank 32, without the model",
     "orchestration": "What orchestration costs beside the work",
+    "prefect_server": "Prefect's server on SQLite",
     "tracking": "What MLflow costs",
     "coverage": "How often an interval holds the truth",
     "gpu": "Llama-3-8B's shape on a GPU",

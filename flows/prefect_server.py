@@ -1,10 +1,10 @@
-"""`prefect server start` for workers that share its SQLite file: no transaction is refused, and none stops the server.
+"""`prefect server start` for workers that share its SQLite file: what writes waits for its turn and stalls nobody.
 
-Two things are mended in the connections that Prefect 3.8 makes:
+Two things of Prefect 3.8 are mended in the server's own process, which with `--background` or `--workers` is another:
 
 - Its transactions begin as readers. One that then writes is refused at once ("database is locked") if another has
-  written since: a client tries again seconds later, an event is lost after some tries. Here they begin as writers and
-  wait for their turn (https://www.sqlite.org/lang_transaction.html); none of them waits for another within itself.
+  written since: a client tries again seconds later, an event is lost after some tries. Here they begin as writers
+  (https://www.sqlite.org/lang_transaction.html), all but the sessions that are opened within one.
 - Until Python 3.12 a cursor keeps the statement that it failed at until it is freed, and freeing it waits for what its
   connection does by then. It is the event loop that frees it. Where the connection waits for a transaction at that
   moment, nobody can end that one: the server answers nothing for the minute that SQLite waits.
@@ -14,17 +14,46 @@ With Postgres it does nothing.
 
 import sqlite3
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
 from sqlalchemy import Dialect, Engine, event
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+
+@asynccontextmanager
+async def _begin_transaction(  # each as if it were `with_for_update`
+    self: AioSqliteConfiguration,  # noqa: ARG001
+    session: AsyncSession,
+    with_for_update: bool = False,  # noqa: ARG001
+) -> AsyncGenerator[AsyncSessionTransaction, None]:
+    async with session.begin() as transaction:
+        token = SQLITE_BEGIN_MODE.set("IMMEDIATE")
+        try:
+            await session.connection()
+        finally:
+            # Not as long as the transaction: a session within it that only reads would wait for what it is part of
+            SQLITE_BEGIN_MODE.reset(token)
+        yield transaction
 
 
 class _Cursor(sqlite3.Cursor):
-    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+    """Closed by what it fails at, in the connection's own thread, which runs nothing else."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
         try:
-            return super().execute("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement, *parameters)
-        except sqlite3.Error:
-            self.close()  # in the connection's own thread, which runs nothing else
+            return super().execute(*arguments)
+        except Exception:
+            self.close()
+            raise
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().executemany(*arguments)
+        except Exception:
+            self.close()
             raise
 
 
@@ -37,6 +66,9 @@ class _Connection(sqlite3.Connection):
 def _connect(dialect: Dialect, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
     if dialect.driver == "aiosqlite":
         options["factory"] = _Connection
+
+
+AioSqliteConfiguration.begin_transaction = _begin_transaction
 
 
 def create_app() -> Any:

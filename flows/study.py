@@ -132,12 +132,12 @@ def carry_out(study: Study, *stages: Callable[[Study], list[Row]], asked: Mappin
     `plan_only` the plan is published instead. `asked` are parameters that no profile has: what a report is about.
 
     Raises:
-        ValueError: if no row is left, if what was asked for is of no cell, or if one can't fit the study's GPU.
+        ValueError: if no row is left, or if a cell can't fit the GPU that the study names.
     """
     started = time.monotonic()
     noted = cast(list[plan.PlannedCell], list(ask_all(study, stages, note_cell).titles))
     _check_refresh(study.cells.refresh, [f"{cell.step} {cell.name}" for cell in noted])
-    _check_rates(study.profile.learning_rates, {cell.config.method for cell in noted if cell.step == "train"})
+    _say_unused(study.profile.learning_rates, {cell.config.method for cell in noted if cell.step == "train"})
     if study.plan_only or study.hardware.gpu:
         drawn = plan.plan_study(study.profile, study.hardware, noted)
         if study.plan_only:
@@ -184,14 +184,11 @@ def _check_refresh(refresh: Sequence[str], titles: Sequence[str]) -> None:
         )
 
 
-def _check_rates(rates: Sequence[tuple[str, float]], trained: Set[str]) -> None:
+def _say_unused(rates: Sequence[tuple[str, float]], trained: Set[str]) -> None:
+    """No error: what a sweep chose may be told to every study, whichever methods that has."""
     taken = trained | {recipes.recipe_of(method) for method in trained}
-    unknown = [name for name, _ in rates if name not in taken]
-    if unknown:
-        raise ValueError(
-            f"learning_rates has a rate for {', '.join(unknown)}, which this study doesn't train. It trains"
-            f" {', '.join(sorted(trained))}."
-        )
+    if unused := [name for name, _ in rates if name not in taken]:
+        print(f"learning_rates changes nothing here for {', '.join(unused)}: not trained in this study.", flush=True)
 
 
 def _publish_plan(drawn: "plan.Plan") -> State:

@@ -284,20 +284,14 @@ def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
     assert computed() == []
 
 
-@pytest.mark.parametrize("name", ["lora", "lori-d-trained-a"])
-def test_a_learning_rate_of_a_method_that_the_study_lacks_is_refused(state_dir: Path, name: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"a rate for {name}, which this study doesn't train\. It trains lori-d, lori-s"
-    ):
-        adapt(profile="smoke", domains=["nlu"], methods=["lori-s"], learning_rates={name: 0.01})
-
-
-@pytest.mark.parametrize(("name", "method"), [("lori-d", "lori-s"), ("lori-s", "lori-s-random-mask")])
-def test_a_learning_rate_may_be_of_what_a_method_takes_its_mask_or_its_recipe_from(
-    state_dir: Path, name: str, method: str
-) -> None:
-    asked = {"domains": ["nlu"], "methods": [method], "learning_rates": {name: 0.01}}
-    assert adapt(profile="smoke", **asked, plan_only=True, hardware=Hardware(gpu="h100"))["planned"]
+def test_a_learning_rate_that_nothing_trains_at_is_said(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LoRI-D gives LoRI-S its mask; a control has what it controls for its recipe."""
+    rates = dict.fromkeys(["lora", "lori-d", "lori-s", "lori-d-trained-a"], 0.01)
+    study = {"profile": "smoke", "domains": ["nlu"], "learning_rates": rates}
+    for method in ("lori-s", "lori-s-random-mask"):
+        adapt(**study, methods=[method], plan_only=True, hardware=Hardware(gpu="h100"))
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("learning_rates")]
+        assert said == "learning_rates changes nothing here for lora, lori-d-trained-a: not trained in this study."
 
 
 def test_a_cell_to_refresh_that_does_not_exist_is_refused_before_anything_runs(state_dir: Path) -> None:
