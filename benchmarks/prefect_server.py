@@ -5,7 +5,6 @@ python -m benchmarks.prefect_server      # about ten minutes on 2 cores
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,9 +91,9 @@ def main() -> None:
 
     rows = [measure(name) for number in range(ROUNDS) for name in (SERVERS if number % 2 else reversed(SERVERS))]
     ours, theirs = ([row for row in rows if row["server"] == name] for name in reversed(SERVERS))
-    ratios = [a["flow runs a minute"] / b["flow runs a minute"] for a, b in zip(ours, theirs, strict=True)]
+    ratio = sum(row["flow runs a minute"] for row in ours) / sum(row["flow runs a minute"] for row in theirs)
     goals = [
-        goal("flow runs a minute, ours / Prefect's", statistics.median(ratios), "≥", 1),
+        goal("flow runs a minute, ours / Prefect's", ratio, "≥", 1),
         goal("transactions refused, ours", sum(row["transactions refused"] for row in ours), "≤", 0),
         goal("s the longest flow run, ours", max(row["s the longest flow run"] for row in ours), "≤", 10),
     ]

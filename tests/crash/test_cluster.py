@@ -37,7 +37,7 @@ def training(cluster: Cluster, seed: int) -> psutil.Process:
     def with_checkpoint() -> bool:
         return any("lori.checkpoint" in run.data.tags for run in cluster.mlflow_runs(query))
 
-    wait_until(with_checkpoint, 120, "for a checkpoint")
+    wait_until(with_checkpoint, 300, "for a checkpoint")
     (process,) = cluster.processes("-m tasks.job")
     process.suspend()
     return process

@@ -36,7 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def paper(running: Cluster) -> str:
     """What `prefect deployment run lori/full-paper --watch` prints, while its first training is killed."""
     process = running.run_paper(**CELLS)
-    wait_until(lambda: running.flow_runs("train lori-d"), 120, "for the training")
+    wait_until(lambda: running.flow_runs("train lori-d"), 300, "for the training")
     (job,) = wait_until(lambda: [each for each in running.processes("-m tasks.job") if is_training(each)], 60)
     job.kill()
     output, _ = process.communicate(timeout=240)

@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "PREFECT_SERVER_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", url.split(":")[2][:-4]]
+    command = [sys.executable, "-m", "flows.prefect_server", "--no-ui", "--port", url.split(":")[2][:-4]]
     service = start("prefect", command, log_dir=directory, cwd=directory, env={**os.environ, **environment})
     try:
         wait_until_healthy(service, f"{url}/health")
