@@ -1,6 +1,6 @@
 """Prefect's server on SQLite, as Prefect starts it and as `flows.prefect_server` does, while several clients write.
 
-python -m benchmarks.prefect_server      # about ten minutes on 2 cores
+python -m benchmarks.prefect_server      # about eight minutes on 2 cores
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from flows.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
-NUM_CLIENTS, SECONDS, ROUNDS = 4, 60, 3
+NUM_CLIENTS, SECONDS, ROUNDS = 4, 60, 2
 SERVERS = {
     "Prefect's": ["prefect", "--no-prompt", "server", "start"],
     "flows.prefect_server": ["flows.prefect_server"],

@@ -1,4 +1,4 @@
-"""A training is killed at random moments, twenty times over: the same bytes, one run, one model, a whole curve."""
+"""Trainings are killed at random moments, twenty times and more: the same bytes, one run, one model, a whole curve."""
 
 import random
 import time
@@ -17,7 +17,7 @@ from tasks.answers import Computed
 from tasks.launch import Listener, run_in_process
 from tasks.steps import Job, JobCrashed
 
-NUM_KILLS = 20
+NUM_TRIALS, MIN_KILLS = 15, 20  # up to two kills each
 PROFILE_STEPS = 60
 MAX_SECONDS = (6.0, 1.0)  # from its start, where it loads what it needs; and after a step
 NUM_KILLED: list[int] = []
@@ -82,7 +82,7 @@ def killed_after(step: int, seconds: float, job: Job, cluster: Cluster) -> Compu
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("trial", range(NUM_KILLS))
+@pytest.mark.parametrize("trial", range(NUM_TRIALS))
 def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(
     trial: int, running: Cluster, dataset: Handle, undisturbed: Computed
 ) -> None:
@@ -116,5 +116,5 @@ def curve(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]
 
 
 def test_most_of_them_were_really_killed() -> None:
-    assert len(NUM_KILLED) == NUM_KILLS
-    assert sum(NUM_KILLED) >= NUM_KILLS
+    assert len(NUM_KILLED) == NUM_TRIALS
+    assert sum(NUM_KILLED) >= MIN_KILLS
