@@ -14,8 +14,8 @@ With Postgres it does nothing.
 
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
@@ -40,21 +40,23 @@ async def _begin_transaction(  # each as if it were `with_for_update`
 
 
 class _Cursor(sqlite3.Cursor):
-    """Closed by what it fails at, in the connection's own thread, which runs nothing else."""
-
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        try:
+        with _closed_by_failure(self):
             return super().execute(*arguments)
-        except Exception:
-            self.close()
-            raise
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        try:
+        with _closed_by_failure(self):
             return super().executemany(*arguments)
-        except Exception:
-            self.close()
-            raise
+
+
+@contextmanager
+def _closed_by_failure(cursor: sqlite3.Cursor) -> Iterator[None]:
+    """In the connection's own thread, which runs nothing else then."""
+    try:
+        yield
+    except Exception:
+        cursor.close()
+        raise
 
 
 class _Connection(sqlite3.Connection):
