@@ -12,14 +12,14 @@ IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
 	@echo "The whole paper, profile $(PROFILE): 6 to 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
-	$(BIN)/python -m flows.stack paper --profile $(PROFILE)
+	$(BIN)/python -m flows.servers.stack paper --profile $(PROFILE)
 
 serve: .venv/ready  ## servers and workers until Ctrl-C; `make paper` then uses them
-	$(BIN)/python -m flows.stack serve
+	$(BIN)/python -m flows.servers.stack serve
 
 smoke: .venv/ready  ## every kind of stage, with no servers to start
 	@echo "Every kind of stage once: about a minute."
-	$(BIN)/python -m flows.full_paper --profile smoke
+	$(BIN)/python -m flows.paper --profile smoke
 
 test: .venv/ready
 	@$(BWRAP)

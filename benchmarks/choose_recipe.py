@@ -4,8 +4,8 @@
     python -m benchmarks.choose_recipe --base wide --processes 8    # of a scale model of another size; writes it there
 
 Every method gets the same number of candidates, and one learning rate (or one weight for a merge method) for all
-domains: the one with the best mean over domains. The test split is not read. `lori/recipes.py` holds the choice for
-the shipped model, and reads that for another one.
+domains: the one with the best mean over domains. The test split is not read. `lori/recipes/scale_numbers.py` holds the
+choice for the shipped model, and reads that for another one.
 """
 
 import argparse
@@ -21,19 +21,21 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread a process
 
-from lori.adaptation import apply_adapter, attach, save_adapter, sparsify
+from lori.adapters.attach import apply_adapter, attach, save_adapter, sparsify
+from lori.adapters.masks import extract_masks
+from lori.adapters.merging import merge
+from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS, base_model, identity, split_base
+from lori.choices.domains import DOMAINS
+from lori.choices.methods import METHODS
+from lori.choices.profiles import DENSITY, PROFILES
 from lori.config import MergeConfig
-from lori.data import make_rows, tokenise
-from lori.domains import DOMAINS
-from lori.evaluation import evaluate
-from lori.loading import load_base, load_tokenizer
-from lori.masks import extract_masks
-from lori.merging import merge
-from lori.methods import METHODS
-from lori.models import BASE_MODELS, base_model, identity, split_base
-from lori.profiles import DENSITY, PROFILES
-from lori.recipes import CHOICE_FILE, data_config, eval_config, mask_config, train_config
-from lori.training import train
+from lori.datasets.rows import make_rows
+from lori.datasets.tokenise import tokenise
+from lori.evaluation.answers import evaluate
+from lori.recipes.configs import data_config, eval_config, mask_config, train_config
+from lori.recipes.scale_numbers import CHOICE_FILE
+from lori.training.trainer import train
 
 SEED = 1000  # none of the seeds that a profile reports
 NUM_MERGE_ROWS = 100

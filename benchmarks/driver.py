@@ -1,6 +1,6 @@
 """A driver that only asks for cells: `python -m benchmarks.driver '{"profile": "smoke"}'` says what that took."""
 
-from flows.local import use_local_stores, wait_for_local_server
+from flows.servers.local import use_local_stores, wait_for_local_server
 
 use_local_stores()
 
@@ -17,8 +17,8 @@ from prefect.futures import wait  # noqa: E402
 from flows.adapt import single_domain  # noqa: E402
 from flows.continual import continual_learning  # noqa: E402
 from flows.merge import merging  # noqa: E402
-from flows.study import THREADS, ask_all, begin  # noqa: E402
-from tasks.cells import recalled, submit_task  # noqa: E402
+from flows.study.run import THREADS, ask_all, begin  # noqa: E402
+from tasks.engine.cells import recalled, submit_task  # noqa: E402
 
 
 @flow(task_runner=THREADS)

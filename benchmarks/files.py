@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import goal, interleave, ratio, report
-from lori.adapters import digest, write_adapter
-from lori.compact import expand_compact, save_compact
+from lori.adapters.checked_files import digest
+from lori.adapters.compact import expand_compact, save_compact
+from lori.adapters.layer import FlatValues, SparseB, projection_a
+from lori.adapters.masks import magnitude_masks, num_kept, save_masks
+from lori.adapters.merging import merge
+from lori.adapters.peft_files import write_adapter
 from lori.config import MaskConfig, MergeConfig
-from lori.layer import FlatValues, SparseB, projection_a
-from lori.masks import magnitude_masks, num_kept, save_masks
-from lori.merging import merge
-from lori.training import clip_each
+from lori.training.trainer import clip_each
 
 RANK, NUM_LAYERS, ROUNDS = 32, 32, 5
 PROJECTIONS = {  # (d_out, d_in) of Llama-3-8B and Mistral-7B

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.measure import goal, interleave, ratio, report
+from lori.base_models.loading import load_base, load_tokenizer, pad_and_eos
+from lori.choices.domains import DOMAINS, Example
 from lori.config import EvalConfig
-from lori.domains import DOMAINS, Example
-from lori.generation import Prompt, complete, prepare
-from lori.loading import load_base, load_tokenizer, pad_and_eos
+from lori.evaluation.generation import Prompt, complete, prepare
+from lori.evaluation.scoring import SCORERS
 from lori.scale_model import rows
-from lori.scoring import SCORERS
 
 ROUNDS, NUM_ROWS, NUM_SAMPLES, MAX_NEW_TOKENS = 3, 16, 3, 256
 FORBIDDEN = -1e9  # of a logit

@@ -20,19 +20,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from benchmarks.loop import nlu_like_rows
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
-from lori.adaptation import attach, sparsify
-from lori.attached import b_shapes
+from lori.adapters.attach import attach, sparsify
+from lori.adapters.attached import b_shapes
+from lori.adapters.masks import random_masks
+from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.choices.methods import METHODS as ROWS_OF_METHODS
 from lori.config import MaskConfig, TrainConfig, TrainRuntime
-from lori.data import IGNORED, Rows, collate
-from lori.loading import load_tokenizer
-from lori.masks import random_masks
-from lori.methods import METHODS as ROWS_OF_METHODS
-from lori.models import LLAMA_PROJECTIONS
-from lori.paper.recipes import paper_config
-from lori.plan.costs import GPUS, train_flops, train_memory
+from lori.datasets.tokenise import IGNORED, Rows
+from lori.plan.hardware import GPUS, train_flops, train_memory
 from lori.plan.sizes import adapter_of, sizes_of
-from lori.plan.tokens import TokenCounts, training_parts
-from lori.training import train
+from lori.plan.token_counts import TokenCounts, training_parts
+from lori.recipes.paper_numbers import paper_config
+from lori.training.batches import collate
+from lori.training.trainer import train
 
 NUM_STEPS, ROUNDS = 10, 3
 MICRO_BATCH_TOKENS = 8192

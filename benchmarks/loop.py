@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import goal, interleave, peak_bytes, ratio, report
-from lori.adaptation import attach, sparsify
-from lori.attached import b_shapes, lora_layers
+from lori.adapters.attach import attach, sparsify
+from lori.adapters.attached import b_shapes, lora_layers
+from lori.adapters.masks import random_masks
+from lori.base_models.loading import load_tokenizer
 from lori.config import MaskConfig, TrainRuntime
-from lori.data import IGNORED, collate, plan_micro_batches, plan_steps
-from lori.loading import load_tokenizer
-from lori.masks import random_masks
-from lori.paper.recipes import paper_config
-from lori.training import train
+from lori.datasets.tokenise import IGNORED
+from lori.recipes.paper_numbers import paper_config
+from lori.training.batches import collate, plan_micro_batches, plan_steps
+from lori.training.trainer import train
 
 ROUNDS, NUM_STEPS, BATCH_SIZE = 3, 2, 32
 MICRO_BATCH_TOKENS = 1024

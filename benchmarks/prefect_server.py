@@ -1,4 +1,4 @@
-"""Prefect's server on SQLite, as Prefect starts it and as `flows.prefect_server` does, while several clients write.
+"""Prefect's server on SQLite, as Prefect and as `flows.servers.sqlite_server` start it, while several clients write.
 
 python -m benchmarks.prefect_server      # about eight minutes on 2 cores
 """
@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.services import choose_port, start, stop, wait_until_healthy
+from flows.servers.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
 NUM_CLIENTS, SECONDS, ROUNDS = 4, 60, 2
 SERVERS = {
     "Prefect's": ["prefect", "--no-prompt", "server", "start"],
-    "flows.prefect_server": ["flows.prefect_server"],
+    "flows.servers.sqlite_server": ["flows.servers.sqlite_server"],
 }
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -68,7 +68,7 @@ def measure(name: str) -> dict[str, Any]:
         try:
             wait_until_healthy(service, f"{api}/health")
             subprocess.run(
-                [sys.executable, "-m", "flows.bootstrap"], cwd=ROOT, env=env, check=True, capture_output=True
+                [sys.executable, "-m", "flows.servers.bootstrap"], cwd=ROOT, env=env, check=True, capture_output=True
             )
             client = [sys.executable, "-m", "benchmarks.prefect_server", "--client"]
             options = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "text": True}

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import goal, interleave, ratio, report, saved_bytes
-from lori.adaptation import attach, sparsify
-from lori.attached import b_shapes
+from lori.adapters.attach import attach, sparsify
+from lori.adapters.attached import b_shapes
+from lori.adapters.layer import FlatValues, SparseB
+from lori.adapters.masks import random_masks
+from lori.base_models.resolve import LLAMA_PROJECTIONS
 from lori.config import MaskConfig
-from lori.layer import FlatValues, SparseB
-from lori.masks import random_masks
-from lori.models import LLAMA_PROJECTIONS
-from lori.paper.recipes import paper_config
-from lori.training import clip_each
+from lori.recipes.paper_numbers import paper_config
+from lori.training.trainer import clip_each
 
 ROUNDS = 7
 SHAPE = {

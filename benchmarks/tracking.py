@@ -16,20 +16,22 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from benchmarks.measure import goal, report
-from flows.services import choose_port, start, stop, wait_until_healthy
-from lori.adaptation import attach, save_adapter
-from lori.config import Handle, Runtime, TrainRuntime
-from lori.data import load_rows, tokenise
-from lori.loading import load_base, load_tokenizer
-from lori.profiles import PROFILES
-from lori.recipes import data_config, train_config
-from lori.training import train
+from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from lori.adapters.attach import attach, save_adapter
+from lori.base_models.loading import load_base, load_tokenizer
+from lori.choices.profiles import PROFILES
+from lori.config import TrainRuntime
+from lori.datasets.rows import load_rows
+from lori.datasets.tokenise import tokenise
+from lori.recipes.configs import data_config, train_config
+from lori.training.trainer import train
 from tasks import tracking
-from tasks.catalogue import Entry, enter, write_card
-from tasks.checkpoints import Watch
-from tasks.data import ROWS_FILE, prepare_dataset
-from tasks.result_rows import log_rows
-from tasks.tables import Estimate, Table
+from tasks.prepare_dataset import ROWS_FILE, prepare_dataset
+from tasks.publish.catalogue import Entry, enter, write_card
+from tasks.report.mlflow_rows import log_rows
+from tasks.report.table import Estimate, Table
+from tasks.results import Handle, Runtime
+from tasks.train_callback import Watch
 
 ROOT = Path(__file__).parents[1]
 NUM_RUNS, NUM_ROWS, ROUNDS = 42, 20, 3

@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import browser, open_charts, open_page, open_table, save_screenshot  # noqa: E402 after the path to it
 
 from tasks import tracking  # noqa: E402
-from tasks.steps import local_runtime  # noqa: E402
+from tasks.machine import local_runtime  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 # By file: the view, and how it is looked at

@@ -1,7 +1,7 @@
 """Ablations (paper, section 4.4): one setting changed at a time, of LoRI-S, of merges, and of continual learning."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -15,12 +15,12 @@ from prefect.client.schemas.objects import State
 from flows.adapt import adapter, scores
 from flows.continual import after
 from flows.merge import merged
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
-from lori import recipes
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.choices.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
 from lori.config import Hardware
-from lori.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
-from tasks.paper_tables import continual_setting, weight_setting
+from lori.evaluation.row_names import continual_setting, weight_setting
+from lori.recipes import checked_profile
 
 MASKED = ("lori-s",)  # what masks and ranks are tried on
 
@@ -116,25 +116,25 @@ def ablate(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 ) -> State:
     """Change one setting at a time: LoRI-S' masks and rank, the merges, continual learning.
 
-    What is left out is in lori/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS. An empty list is none of that
+    What is left out is in choices/profiles.py: ABLATIONS, MERGE_CURVE, CONTINUAL_ROWS. An empty list is none of that
     setting, of `weights` no merges, of `continual_rows` no continual learning. Beside what is in a list, the profile's
     own value is there to compare with.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/domains.py).
-        methods: Rows of METHODS (lori/methods.py) that are merged and learn continually.
-        merge_methods: Rows of MERGE_METHODS (lori/merge_methods.py).
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/choices/domains.py).
+        methods: Rows of METHODS (lori/choices/methods.py) that are merged and learn continually.
+        merge_methods: Rows of MERGE_METHODS (lori/choices/merge_methods.py).
         sparsities: Shares of B's entries that a mask leaves at zero, from 0 to below 1.
-        scopes: Rows of SCOPES (lori/scopes.py): which entries compete for the mask.
+        scopes: Rows of SCOPES (lori/choices/scopes.py): which entries compete for the mask.
         ranks: Ranks r of the adapters; α stays 2 r.
         calibration_rows: Numbers of rows that the dense adapter trains on whose B gives the mask.
         weights: Weights of all adapters in a merge.
         continual_rows: Numbers of rows of the new domain, a batch or more.
         seeds: One table row is the mean over these.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
@@ -171,7 +171,7 @@ def _check(name: str, overrides: Mapping[str, Any], study: Study, settings: Mapp
     found = {"base_model": study.profile.base_model, "models_dir": study.profile.models_dir}
     for setting, values in settings.items():
         for value in values:
-            recipes.profile(name, **{**overrides, **found, setting: value})
+            checked_profile.profile(name, **{**overrides, **found, setting: value})
 
 
 def _values(study: Study, name: str, values: list[Any] | None) -> list[Any]:
@@ -181,6 +181,6 @@ def _values(study: Study, name: str, values: list[Any] | None) -> list[Any]:
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(ablate)

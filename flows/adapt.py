@@ -1,7 +1,7 @@
 """Adaptation (paper, section 3): LoRI-D, its mask, LoRI-S, and the baselines, each on one domain."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -11,12 +11,12 @@ from itertools import product
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.choices.methods import METHODS
 from lori.config import Hardware
-from lori.methods import METHODS
-from lori.recipes import data_config, eval_config, mask_config, random_mask_config, train_config
-from tasks.cells import Future, draw_mask, evaluate, extract_mask, prepare_dataset, train_adapter
+from lori.recipes.configs import data_config, eval_config, mask_config, random_mask_config, train_config
+from tasks.engine.cells import Future, draw_mask, evaluate, extract_mask, prepare_dataset, train_adapter
 
 
 def dataset(study: Study, domain: str, split: str, num_rows: int | None = None) -> Future:
@@ -100,16 +100,16 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """Train every method on every domain and score it there. What is left out is the profile's.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/domains.py).
-        methods: Rows of METHODS (lori/methods.py).
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/choices/domains.py).
+        methods: Rows of METHODS (lori/choices/methods.py).
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/scopes.py).
+        scope: Which entries compete for the mask (lori/choices/scopes.py).
         seeds: One table row is the mean over these.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
@@ -126,6 +126,6 @@ def adapt(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(adapt)

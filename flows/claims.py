@@ -1,7 +1,7 @@
 """The paper's claims put to the test: all of its tables over several seeds, with controls beside them."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -14,11 +14,11 @@ from pydantic import Field
 from flows.adapt import single_domain
 from flows.continual import continual_learning
 from flows.merge import merging
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
-from lori.claims import MIN_SEEDS
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.choices.profiles import CONTROLS
 from lori.config import Hardware
-from lori.profiles import CONTROLS
+from lori.evaluation.claims import MIN_SEEDS
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -53,12 +53,12 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """Every table of the paper over several seeds, with controls: the report says which claim holds, and why.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
         seeds: One table row is the mean over these; 0 to 4 where left out, as fewer decide no claim.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
         num_control_seeds: Of how many of these seeds the controls are; all where left out.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
@@ -80,6 +80,6 @@ def claims(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(claims)

@@ -1,7 +1,7 @@
 """Continual learning (paper, section 3.3): what a safety adapter forgets while it trains on another domain."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -11,11 +11,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, dataset, mask, scores
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
 from lori.config import Hardware
-from lori.recipes import train_config
-from tasks.cells import Future, train_adapter
+from lori.recipes.configs import train_config
+from tasks.engine.cells import Future, train_adapter
 
 
 def after(study: Study, method: str, domain: str, seed: int, num_rows: int | None = None) -> Future:
@@ -69,16 +69,16 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """Train on safety, then on each other domain, and score both. What is left out is the profile's.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/domains.py), safety among them.
-        methods: Rows of METHODS (lori/methods.py) that go on training.
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/choices/domains.py), safety among them.
+        methods: Rows of METHODS (lori/choices/methods.py) that go on training.
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/scopes.py).
+        scope: Which entries compete for the mask (lori/choices/scopes.py).
         seeds: One table row is the mean over these.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
@@ -95,6 +95,6 @@ def continual(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(continual)

@@ -19,9 +19,8 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
-from tasks.answers import Computed
-from tasks.launch import FLOW_RUN, Listener, run_in_process
-from tasks.steps import Job, JobFailed, job_key, make_job
+from tasks.engine.job_process import FLOW_RUN, Listener, run_in_process
+from tasks.engine.jobs import Computed, Job, JobFailed, job_key, make_job
 
 SHOW_SECONDS = 5
 
@@ -38,7 +37,7 @@ def job(
     """Compute one cell. The driver of a study asks for it; by hand there is no reason to.
 
     Args:
-        step: A row of STEPS (tasks/steps.py).
+        step: A row of STEPS (tasks/engine/jobs.py).
         name: What the cell is, for people.
         config: The fields of the step's config (lori/config.py).
         inputs: The handles that it reads, each as its fields.

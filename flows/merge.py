@@ -1,7 +1,7 @@
 """Merging (paper, section 3.2): the adapters of all domains become one, which is scored on every domain."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -11,12 +11,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, mask, scores
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.choices.methods import METHODS
 from lori.config import Hardware, InterferenceConfig
-from lori.methods import METHODS
-from lori.recipes import merge_config
-from tasks.cells import Future, measure_interference, merge_adapters
+from lori.recipes.configs import merge_config
+from tasks.engine.cells import Future, measure_interference, merge_adapters
 
 
 def merged(study: Study, method: str, merge_method: str, seed: int) -> Future:
@@ -71,19 +71,19 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     """Merge the adapters of all domains and score each merge on all of them. What is left out is the profile's.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/domains.py).
-        methods: Rows of METHODS (lori/methods.py) whose adapters are merged.
-        merge_methods: Rows of MERGE_METHODS (lori/merge_methods.py).
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/choices/domains.py).
+        methods: Rows of METHODS (lori/choices/methods.py) whose adapters are merged.
+        merge_methods: Rows of MERGE_METHODS (lori/choices/merge_methods.py).
         weights: One per domain, in their order.
         density: Share of entries that magnitude, ties and dare keep.
         rank: Rank r of the adapters; α stays 2 r.
         sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/scopes.py).
+        scope: Which entries compete for the mask (lori/choices/scopes.py).
         seeds: One table row is the mean over these.
         learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/paper/prompts.py).
+        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU, memory and how training is to fit it (lori/config.py).
@@ -101,6 +101,6 @@ def merge(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(merge)

@@ -1,7 +1,7 @@
 """Score adapters that were published, such as the authors' `tomg-group-umd/LoRI-*`, on the paper's benchmarks."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -9,13 +9,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import scores
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.adapters.find_published import find_published, method_and_domain
+from lori.base_models.resolve import identity
+from lori.choices.domains import DOMAINS
 from lori.config import Hardware
-from lori.domains import DOMAINS
-from lori.models import identity
-from lori.published import find_published, method_and_domain
-from tasks.cells import import_adapter
+from tasks.engine.cells import import_adapter
 
 
 @flow(name="published", flow_run_name=run_name, task_runner=THREADS)
@@ -36,11 +36,11 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
     Args:
         adapters: Hub ids, or names of folders in `adapters_dir`.
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py).
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
         base_model: The base that they were trained on: a row of BASE_MODELS, a hub id, or a folder.
         domains: Rows of DOMAINS to score every adapter on; left out, the one in its name, or all.
         adapters_dir: The folder that holds them; the hub where left out.
-        prompt_style: How rows are written; `authors` as the authors' adapters were trained (lori/paper/prompts.py).
+        prompt_style: How rows are written; `authors` as the authors' adapters were trained (lori/datasets/prompts.py).
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
         hardware: GPU and memory (lori/config.py).
@@ -71,6 +71,6 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(published)

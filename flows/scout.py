@@ -1,7 +1,7 @@
 """New base models: which there are, which have their paper already, and the paper of the next ones."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -20,9 +20,9 @@ from prefect.states import Completed
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from flows.planning import check_usable
-from lori import recipes
-from lori.candidates import (
+from flows.paper_runs import attempts_at, count_active, paper_key, start_paper
+from flows.study.checks import check_usable
+from lori.base_models.candidates import (
     BILLION,
     Candidate,
     Entry,
@@ -32,14 +32,14 @@ from lori.candidates import (
     find_candidates,
     read_entries,
 )
+from lori.base_models.resolve import split_base
+from lori.choices.profiles import PROFILES
 from lori.config import Hardware
-from lori.models import split_base
-from lori.profiles import PROFILES
+from lori.recipes import checked_profile
 from tasks import tracking
-from tasks.paper_runs import attempts_at, count_active, paper_key, start_paper
-from tasks.paper_tables import PAPER_TABLES
-from tasks.report import study_settings
-from tasks.steps import local_runtime
+from tasks.machine import local_runtime
+from tasks.report.paper_tables import PAPER_TABLES
+from tasks.report.write import study_settings
 from tasks.tracking.reports import Report, as_texts, find_reports
 
 Positive = Annotated[int, Field(ge=1)]
@@ -99,7 +99,7 @@ def scout(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         collection: Slug of a collection on the hub, the end of its address.
         author: A user or organisation on the hub: its newest text generators are candidates.
         search: Words in the names of text generators on the hub.
-        profile: Sizes and defaults of the paper, a row of PROFILES (lori/profiles.py).
+        profile: Sizes and defaults of the paper, a row of PROFILES (lori/choices/profiles.py).
         max_billions: Largest size, in billions of parameters.
         licences: The hub's names of licences that will do, such as apache-2.0; any where left out.
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
@@ -109,7 +109,7 @@ def scout(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         dry_run: Say what would be started, and start nothing.
     """
     if profile not in PROFILES:
-        raise ValueError(f"Unknown profile {profile!r}. Known: {', '.join(PROFILES)} (lori/profiles.py).")
+        raise ValueError(f"Unknown profile {profile!r}. Known: {', '.join(PROFILES)} (lori/choices/profiles.py).")
     entries = (read_entries(Path(source).expanduser()) if source else []) + [Entry(name) for name in base_models or []]
     where = HubSearch(collection or None, author or None, search or None)
     if not entries and where == HubSearch():
@@ -190,7 +190,7 @@ def _check_usable(candidate: Candidate, order: Order) -> None:
     runtime = local_runtime(data_dir=order.parameters["data_dir"])
     base, models_dir = split_base(candidate.base_model)
     places = {"data_dir": runtime.data_dir, "models_dir": models_dir or runtime.models_dir}
-    check_usable(recipes.profile(order.profile, base_model=base, **places), plan_only=False)
+    check_usable(checked_profile.profile(order.profile, base_model=base, **places), plan_only=False)
 
 
 def _publish(decisions: Sequence[Decision]) -> State:
@@ -218,6 +218,6 @@ def _row(decision: Decision) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(scout)

@@ -1,7 +1,7 @@
 """Learning rates: as many candidates for every method, judged on validation rows alone, and the choice on record."""
 
 if __name__ == "__main__":
-    from flows.local import use_local_stores
+    from flows.servers.local import use_local_stores
 
     use_local_stores()  # before Prefect is imported and reads its settings
 
@@ -11,11 +11,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.adapt import adapter, scores
-from flows.rows import Row
-from flows.study import THREADS, Study, begin, carry_out, run_name
+from flows.study.comparison import Row
+from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from lori.choices.profiles import SWEEP_FACTORS
 from lori.config import Hardware
-from lori.profiles import SWEEP_FACTORS
-from lori.recipes import train_config
+from lori.recipes.configs import train_config
 
 
 def rates(study: Study, factors: list[float]) -> list[Row]:
@@ -53,11 +53,11 @@ def sweep(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     The choice is for the parameter `learning_rates` of the other flows: no recipe changes by itself.
 
     Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/profiles.py) that has validation rows.
-        base_model: A row of BASE_MODELS (lori/models.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/domains.py).
-        methods: Rows of METHODS (lori/methods.py).
-        factors: What each method's own rate is multiplied by; SWEEP_FACTORS (lori/profiles.py) where left out.
+        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py) that has validation rows.
+        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
+        domains: Rows of DOMAINS (lori/choices/domains.py).
+        methods: Rows of METHODS (lori/choices/methods.py).
+        factors: What each method's own rate is multiplied by; SWEEP_FACTORS (lori/choices/profiles.py) where left out.
         seeds: A rate's score is the mean over these; take others than those that a report is of.
         data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
         eval_batch_size: Sequences that are generated at once.
@@ -78,6 +78,6 @@ def sweep(  # noqa: PLR0913 a flow's parameters are its form in Prefect
 
 
 if __name__ == "__main__":
-    from flows.local import main
+    from flows.servers.local import main
 
     main(sweep)

@@ -4,13 +4,7 @@ Configs hold names and numbers only: everything that can change a result is a fi
 key. `Runtime` holds what may differ between two machines that compute the same thing; it is in no key.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-KEY_LENGTH = 32  # hex digits: 128 bits, and still readable in a table
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -18,7 +12,7 @@ class DataConfig:
     """The rows of one split of a domain. `suite` is the world that they come from: `miniature` is the scale model's.
 
     One split each, so that a longer test trains nothing again. `num_rows` None is every row, else the first ones.
-    `prompt_style` and `sha256` are the paper's suite's: how prompts are written (`lori/paper/prompts.py`), and the
+    `prompt_style` and `sha256` are the paper's suite's: how prompts are written (`lori/datasets/prompts.py`), and the
     digest of all rows, so that other data are another result wherever they come from.
     """
 
@@ -123,7 +117,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Scores of several rows of a table, with intervals, and the differences between rows (`lori/stats.py`).
+    """Scores of several rows of a table, with intervals, and the differences between rows (`evaluation/bootstrap.py`).
 
     `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; a domain may be over-refusal, of
     safety's scores. Within a row, scores of one domain and seed are averaged item by item. `pairs` are rows to
@@ -139,7 +133,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class InterferenceConfig:
-    """Which adapters are compared pair by pair (`lori/interference.py`): one method's, of these domains."""
+    """Which adapters are compared pair by pair (`lori/adapters/interference.py`): one method's, of these domains."""
 
     method: str
     domains: tuple[str, ...]
@@ -147,55 +141,10 @@ class InterferenceConfig:
 
 
 @dataclass(frozen=True)
-class Handle:
-    """A result that lies in MLflow: small enough for a cache record, with what is needed to fetch and check the bytes.
-
-    `kind` is dataset, adapter, mask, scores, intervals, interference or report; `uri` is an MLflow URI (`models:/…` or
-    `runs:/…`); `sha256` is the digest of the files under it; `metrics` are the headline numbers; `config` the
-    flattened config that made it.
-    """
-
-    kind: str
-    key: str
-    name: str
-    run_id: str
-    uri: str
-    sha256: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and how a result is computed. Never part of a key.
-
-    `data_dir` holds the real datasets in their upstream formats (None: the hub), `models_dir` base models in folders,
-    `adapters_dir` published adapters (None: the hub). `device` `auto` is the GPU where there is one.
-    `micro_batch_tokens`, `gradient_checkpointing` and `checkpoint_every` are `TrainRuntime`'s. A training takes
-    `num_gpus`. With `refresh` a result is computed although MLflow has it. `flow_run` is the page or the id of the
-    flow run that asks for the result, for its provenance.
-    """
-
-    tracking_uri: str
-    cache_dir: str
-    experiment: str
-    device: str = "cpu"
-    data_dir: str | None = None
-    models_dir: str | None = None
-    adapters_dir: str | None = None
-    micro_batch_tokens: int = 4096
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 100
-    num_gpus: int = 1
-    refresh: bool = False
-    flow_run: str = ""
-
-
-@dataclass(frozen=True)
 class Hardware:
     """What a flow run has to compute with, and how a training is to fit it.
 
-    `gpu` is a row of `GPUS` (lori/plan/costs.py): cells that can't fit it are then refused before anything is
+    `gpu` is a row of `GPUS` (lori/plan/hardware.py): cells that can't fit it are then refused before anything is
     computed. `num_gpus` train one adapter together.
     """
 
@@ -218,32 +167,3 @@ class TrainRuntime:
     gradient_checkpointing: bool = False
     checkpoint_dir: str | None = None
     checkpoint_every: int = 100
-
-
-def canonical(value: Any) -> Any:
-    """Plain JSON data for `value`: a `Handle` is its key, a dataclass its fields.
-
-    Raises:
-        TypeError: for anything else that has no stable text, such as a set or a path.
-    """
-    if isinstance(value, Handle):
-        return value.key
-    if hasattr(value, "__dataclass_fields__"):
-        return canonical(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(name): canonical(item) for name, item in sorted(value.items())}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"{type(value).__name__} has no stable key: pass names, numbers, configs or handles.")
-
-
-def step_key(step: str, version: int, config: Any, inputs: Mapping[str, Any]) -> str:
-    """The one identity of a result: Prefect's cache key, MLflow's `lori.key` and the cache's file name.
-
-    `version` is the step's results version, raised when its numbers change; `inputs` are the handles it reads.
-    """
-    document = {"step": step, "version": version, "config": canonical(config), "inputs": canonical(inputs)}
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    return f"{step}-v{version}-{digest[:KEY_LENGTH]}"

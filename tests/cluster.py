@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.services import Service, choose_port, start, stop, wait_until_healthy
+from flows.servers.services import Service, choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -70,7 +70,7 @@ class Cluster:
         }
 
     def start_prefect(self, **own: str) -> None:
-        command = [PYTHON, "-m", "flows.prefect_server", "--port", str(self.prefect_port), "--no-ui"]
+        command = [PYTHON, "-m", "flows.servers.sqlite_server", "--port", str(self.prefect_port), "--no-ui"]
         self._start("prefect", command, **own)
         wait_until_healthy(self.services["prefect"], f"{self.api}/health")
 
@@ -91,7 +91,7 @@ class Cluster:
         return self.services[name]
 
     def bootstrap(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [PYTHON, "-m", "flows.bootstrap", *arguments]
+        command = [PYTHON, "-m", "flows.servers.bootstrap", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
 
-from tasks.state import COMPUTE_SETTINGS
+from tasks.machine import COMPUTE_SETTINGS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.update(COMPUTE_SETTINGS)

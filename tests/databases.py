@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.services import choose_port
+from flows.servers.services import choose_port
 
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 

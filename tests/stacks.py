@@ -1,4 +1,4 @@
-"""`python -m flows.stack` in a process of its own, and what it started."""
+"""`python -m flows.servers.stack` in a process of its own, and what it started."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_stack(*arguments: str, directory: Path, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.stack", *arguments]
+    command = [sys.executable, "-m", "flows.servers.stack", *arguments]
     environment = {**os.environ, "LORI_DIR": str(directory), "PYTHONPATH": str(ROOT), **env}
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

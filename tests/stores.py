@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lori.config import Handle, Runtime
 from tasks import tracking
+from tasks.results import Handle, Runtime
 
 KEY = "train-v1-0123"
 SERVER_SECONDS = 90

@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from stores import KEY, LOGGERS, Store, client_of, log_adapter, log_rows, open_run, runs_of, write_adapter
 
-from lori.config import Handle
 from tasks import tracking
+from tasks.results import Handle
 
 
 def test_the_digest_is_of_names_and_bytes_and_leaves_out_what_mlflow_adds(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from peft.optimizers import create_lorafa_optimizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lori.adaptation import (
+from lori.adapters.attach import (
     apply_adapter,
     attach,
     attach_trained,
@@ -23,16 +23,16 @@ from lori.adaptation import (
     save_adapter,
     sparsify,
 )
-from lori.adapters import open_adapter
-from lori.attached import lora_layers
-from lori.compact import save_compact
+from lori.adapters.attached import lora_layers
+from lori.adapters.compact import save_compact
+from lori.adapters.masks import extract_masks
+from lori.adapters.merging import merge
+from lori.adapters.peft_files import open_adapter
+from lori.base_models.loading import load_tokenizer
+from lori.choices.methods import METHODS, recipe_of
 from lori.config import MaskConfig, MergeConfig, TrainConfig, TrainRuntime
-from lori.data import collate
-from lori.loading import load_tokenizer
-from lori.masks import extract_masks
-from lori.merging import merge
-from lori.methods import METHODS, recipe_of
-from lori.training import summed_token_loss, train
+from lori.training.batches import collate
+from lori.training.trainer import summed_token_loss, train
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYERS, WIDTH, KEYS, INNER = 2, 16, 8, 24
@@ -532,7 +532,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
         return summed_token_loss(model, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lori.training.summed_token_loss", dies_in_the_third_step)
+        patch.setattr("lori.training.trainer.summed_token_loss", dies_in_the_third_step)
         with pytest.raises(Killed):
             fit(started(name), name, runtime)
     resumed = dict(fit(started(name), name, runtime).named_parameters())

@@ -16,8 +16,8 @@ from threading import Thread
 
 import pytest
 
-from lori import bubblewrap
-from lori.bubblewrap import Limits, Verdict, check_bubblewrap, run_python
+from lori.evaluation import humaneval_sandbox as sandbox
+from lori.evaluation.humaneval_sandbox import Limits, Verdict, check_bubblewrap, run_python
 
 ROOT = Path(__file__).parents[1]
 DATA_DIR = Path(os.environ.get("LORI_DATA", ROOT.parent / "shared" / "data"))
@@ -101,8 +101,8 @@ def test_a_failure_says_which_exception_it_was():
 
 def test_verdicts_come_in_the_order_of_the_programs_and_equal_ones_run_once(monkeypatch):
     started: list[str] = []
-    judge = bubblewrap._judge
-    monkeypatch.setattr(bubblewrap, "_judge", lambda text, **rest: started.append(text) or judge(text, **rest))
+    judge = sandbox._judge
+    monkeypatch.setattr(sandbox, "_judge", lambda text, **rest: started.append(text) or judge(text, **rest))
     assert [verdict.passed for verdict in run_python(["1/0", RIGHT, "1/0", "", RIGHT])] == [False, True] * 2 + [True]
     assert sorted(started) == sorted(["1/0", RIGHT, ""])
     assert run_python([]) == []
@@ -217,12 +217,12 @@ def test_files_are_limited_to_a_little_memory():
     big = (
         "written = 0\ntry:\n    with open('/tmp/x', 'wb', 0) as file:\n"
         "        while True: written += file.write(b'x' * 4096)\n"
-        f"except OSError as error:\n    assert error.errno == {errno.EFBIG} and 0 < written <= {bubblewrap.FILE_BYTES}"
+        f"except OSError as error:\n    assert error.errno == {errno.EFBIG} and 0 < written <= {sandbox.FILE_BYTES}"
     )
     many = (
         "written = 0\ntry:\n    for name in range(1000):\n        with open(f'/tmp/{name}', 'wb', 0) as file:\n"
         "            written += file.write(b'x' * 2**20)\n"
-        f"except OSError as error:\n    assert error.errno == {errno.ENOSPC} and 0 < written <= {bubblewrap.TMP_BYTES}"
+        f"except OSError as error:\n    assert error.errno == {errno.ENOSPC} and 0 < written <= {sandbox.TMP_BYTES}"
         "\nelse:\n    assert False"
     )
     read_only = (
@@ -263,7 +263,8 @@ def test_a_running_program_is_seen_and_is_not_root(mark):
 
 
 def test_programs_die_with_the_process_that_runs_them(mark):
-    code = f"from lori.bubblewrap import *; run_python(['import time; time.sleep(10**6)'], Limits({mark}, 10**5))"
+    run = f"run_python(['import time; time.sleep(10**6)'], Limits({mark}, 10**5))"
+    code = f"from lori.evaluation.humaneval_sandbox import *; {run}"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
         until(lambda: processes(mark))
         time.sleep(1)  # until it has the program
@@ -333,7 +334,7 @@ def test_a_machine_that_forbids_namespaces_says_so():
     """Here, a sandbox that forbids further ones. A program is not blamed for it."""
     forbidding = ["bwrap", "--unshare-user", "--disable-userns", "--uid", "1000", "--dev-bind", "/", "/"]
     for call in ("check_bubblewrap()", "run_python(['pass'])"):
-        code = f"from lori.bubblewrap import *; {call}"
+        code = f"from lori.evaluation.humaneval_sandbox import *; {call}"
         failed = subprocess.run(
             [*forbidding, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
         )

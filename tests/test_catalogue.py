@@ -20,16 +20,15 @@ from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
 
-from lori.cards import Card, interval, to_markdown
-from lori.config import Handle, Runtime
-from lori.methods import METHODS
-from lori.profiles import PROFILES
-from lori.recipes import data_config, eval_config, train_config
+from lori.choices.methods import METHODS
+from lori.choices.profiles import PROFILES
+from lori.recipes.configs import data_config, eval_config, train_config
 from tasks import tracking
-from tasks.answers import compute
-from tasks.result_rows import log_rows
-from tasks.steps import Job
-from tasks.tables import Estimate, Table
+from tasks.engine.jobs import Job, compute
+from tasks.publish.model_card import Card, interval, to_markdown
+from tasks.report.mlflow_rows import log_rows
+from tasks.report.table import Estimate, Table
+from tasks.results import Handle, Runtime
 
 NAME = f"lori-scale-r{PROFILES['smoke'].rank}.lori-d-4_steps.nlu"
 ROOT = Path(__file__).parents[1]

@@ -9,12 +9,11 @@ import pytest
 from mlflow import MlflowClient
 from stores import Store, client_of, open_run
 
-from lori.config import Handle
-from lori.profiles import PROFILES
-from lori.recipes import data_config, eval_config, train_config
-from tasks import checkpoints, tracking
-from tasks.answers import compute
-from tasks.steps import Job, JobFailed
+from lori.choices.profiles import PROFILES
+from lori.recipes.configs import data_config, eval_config, train_config
+from tasks import tracking, train_callback
+from tasks.engine.jobs import Job, JobFailed, compute
+from tasks.results import Handle
 
 LOG_ARTIFACTS = MlflowClient.log_artifacts
 
@@ -42,7 +41,7 @@ def test_the_newest_checkpoint_is_taken_be_it_here_or_in_mlflow(
     publish(store, run_id, tmp_path / "elsewhere", 14)
     if here:
         write_checkpoint(work, here)
-    checkpoints.restore(store.runtime, run_id, work)
+    train_callback.restore(store.runtime, run_id, work)
     assert steps_in(work) == [f"checkpoint-{expected}"]
 
 
@@ -63,13 +62,13 @@ def test_one_that_is_damaged_in_mlflow_is_removed_and_an_older_one_here_is_taken
     harm(next(store.artifact_dir.rglob(f"{run_id}/artifacts/checkpoint/14/checkpoint-14/state")))
     write_checkpoint(work, 7)
     with caplog.at_level(logging.WARNING):
-        checkpoints.restore(store.runtime, run_id, work)
+        train_callback.restore(store.runtime, run_id, work)
     assert steps_in(work) == ["checkpoint-7"]
     assert "step 14 is no longer whole in MLflow" in caplog.text
     assert tracking.published(store.runtime, run_id) is None
     assert not [path for path in store.artifact_dir.rglob(f"{run_id}/artifacts/**/*") if path.is_file()]
     publish(store, run_id, tmp_path / "again", 14)  # by the training that comes there again
-    checkpoints.restore(store.runtime, run_id, work)
+    train_callback.restore(store.runtime, run_id, work)
     assert steps_in(work) == ["checkpoint-14"]
 
 

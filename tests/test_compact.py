@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lori import compact
-from lori.adapters import digest, write_adapter
-from lori.compact import expand_compact, save_compact
-from lori.layer import projection_a
-from lori.masks import MASK_FILE, load_masks, save_masks
+from lori.adapters import compact
+from lori.adapters.checked_files import digest
+from lori.adapters.compact import expand_compact, save_compact
+from lori.adapters.layer import projection_a
+from lori.adapters.masks import MASK_FILE, load_masks, save_masks
+from lori.adapters.peft_files import write_adapter
 
 KEY = "0/nlu"
 # d_out, d_in: with rank 3 the masks of 21 and 30 entries fill no whole bytes

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lori.config import Handle, MaskConfig, canonical, step_key
+from lori.config import MaskConfig
+from tasks.results import Handle, canonical, step_key
 
 MASK = MaskConfig(sparsity=0.9, scope="model")
 ADAPTER = Handle("adapter", "train-v1-abc", "lori-d-nlu", "run-1", "models:/m-1", "f00")

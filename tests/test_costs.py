@@ -20,16 +20,16 @@ from transformers import (
     Qwen3Config,
 )
 
-from lori.adaptation import attach, num_trainable, save_adapter, sparsify
-from lori.attached import b_shapes
+from lori.adapters.attach import attach, num_trainable, save_adapter, sparsify
+from lori.adapters.attached import b_shapes
+from lori.adapters.masks import MASK_FILE, random_masks
+from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.choices.methods import METHODS
 from lori.config import MaskConfig, TrainConfig
-from lori.masks import MASK_FILE, random_masks
-from lori.methods import METHODS
-from lori.models import LLAMA_PROJECTIONS
 from lori.plan.activations import Part, activation_bytes
-from lori.plan.costs import Work, train_flops, train_memory
+from lori.plan.hardware import Work, train_flops, train_memory
 from lori.plan.sizes import Sizes, adapter_of, sizes_of
-from lori.training import summed_token_loss
+from lori.training.trainer import summed_token_loss
 
 SHAPE_OF_8B: dict[str, Any] = {
     "hidden_size": 4096,

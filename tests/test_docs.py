@@ -9,8 +9,8 @@ import pytest
 import yaml
 from rows import read_rows, real_data_dir
 
-from lori.models import identity
-from lori.recipes import LEARNING_RATES, MERGE_WEIGHTS
+from lori.base_models.resolve import identity
+from lori.recipes.scale_numbers import LEARNING_RATES, MERGE_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 

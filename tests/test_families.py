@@ -9,17 +9,17 @@ import transformers
 from bases import FAMILIES, GPT2_LIKE, LLAMA, LLAMA_LIKE, PAIRS, SIZES, config_of, write_base
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from lori.adaptation import apply_adapter, attach, load_adapter, masks_of, save_adapter, sparsify
-from lori.architectures import architecture
-from lori.attached import lora_layers
+from lori.adapters.attach import apply_adapter, attach, load_adapter, masks_of, save_adapter, sparsify
+from lori.adapters.attached import lora_layers
+from lori.adapters.masks import extract_masks
+from lori.base_models.architecture import architecture
+from lori.base_models.loading import check_base, load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS, base_model, identity
+from lori.choices.domains import Example
 from lori.config import EvalConfig, MaskConfig, TrainConfig, TrainRuntime
-from lori.data import tokenise
-from lori.domains import Example
-from lori.generation import complete, prepare
-from lori.loading import check_base, load_base, load_tokenizer
-from lori.masks import extract_masks
-from lori.models import BASE_MODELS, base_model, identity
-from lori.training import train
+from lori.datasets.tokenise import tokenise
+from lori.evaluation.generation import complete, prepare
+from lori.training.trainer import train
 
 TOKENS = torch.arange(10, 50).view(2, 20)
 

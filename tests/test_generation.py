@@ -12,16 +12,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lori.base_models.loading import load_base, load_tokenizer
+from lori.choices.domains import Example
 from lori.config import EvalConfig
-from lori.data import IGNORED, collate, load_rows, make_rows, save_rows, tokenise
-from lori.domains import Example
-from lori.evaluation import evaluate, rescore
-from lori.generation import check_lengths, complete, nucleus, prepare, random_numbers
-from lori.loading import load_base, load_tokenizer
-from lori.paper.recipes import paper_config
-from lori.recipes import data_config, profile, train_config
+from lori.datasets.rows import load_rows, make_rows, save_rows
+from lori.datasets.tokenise import IGNORED, tokenise
+from lori.evaluation.answers import evaluate, rescore
+from lori.evaluation.generation import check_lengths, complete, nucleus, prepare, random_numbers
+from lori.evaluation.scoring import SCORERS
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import data_config, train_config
+from lori.recipes.paper_numbers import paper_config
 from lori.scale_model import rows
-from lori.scoring import SCORERS
+from lori.training.batches import collate
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from lori.base_models.loading import load_base, load_tokenizer
+from lori.choices.domains import Example
 from lori.config import EvalConfig
-from lori.data import make_rows
-from lori.domains import Example
-from lori.evaluation import evaluate
-from lori.harness import export_tasks
-from lori.loading import load_base, load_tokenizer
-from lori.recipes import data_config, eval_config, profile
+from lori.datasets.rows import make_rows
+from lori.evaluation.answers import evaluate
+from lori.evaluation.lm_eval_export import export_tasks
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import data_config, eval_config
 
 SCALE = profile("scale")
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from bases import LLAMA, config_of, write_base
 
-from lori.models import BASE_MODELS
+from lori.base_models.resolve import BASE_MODELS
 
 
 @pytest.fixture(scope="module")

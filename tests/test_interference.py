@@ -9,9 +9,16 @@ import torch
 from scipy.stats import hypergeom
 from test_merging import make_adapter, products, written
 
-from lori.interference import Overlap, compare_adapters, compare_masks, measure_pair, whole_cosine, whole_overlap
-from lori.layer import projection_a
-from lori.parts import update_norm
+from lori.adapters.interference import (
+    Overlap,
+    compare_adapters,
+    compare_masks,
+    measure_pair,
+    whole_cosine,
+    whole_overlap,
+)
+from lori.adapters.layer import projection_a
+from lori.adapters.merge_inputs import update_norm
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -57,7 +64,7 @@ def test_the_norm_of_an_update_is_that_of_its_dense_matrices_together(pair: tupl
 
 def test_alignment_is_that_of_the_projections_onto_both_row_spaces(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """tr(P₁ P₂) over the smaller rank is the mean squared cosine of the principal angles; 2 of 4 rows are shared."""
-    from lori.adapters import open_adapter
+    from lori.adapters.peft_files import open_adapter
 
     found = compare_adapters(*pair)
     with open_adapter(pair[0]) as one, open_adapter(pair[1]) as other:

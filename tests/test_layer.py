@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lori.adaptation import sparsify
-from lori.adapters import digest
-from lori.attached import ADAPTER, lora_layers
-from lori.layer import FlatValues, LoriLinear, PlainLinear, SparseB, projection_a
+from lori.adapters.attach import sparsify
+from lori.adapters.attached import ADAPTER, lora_layers
+from lori.adapters.checked_files import digest
+from lori.adapters.layer import FlatValues, LoriLinear, PlainLinear, SparseB, projection_a
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TOKENS = torch.arange(3, 43).view(2, 20)

@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import save_file
 from test_merging import make_adapter
 
-from lori.adapters import write_adapter
-from lori.config import MaskConfig, RandomMaskConfig
-from lori.interference import compare_masks, whole_overlap
-from lori.masks import (
+from lori.adapters.interference import compare_masks, whole_overlap
+from lori.adapters.masks import (
     MASK_FILE,
     check_masks,
     draw_masks,
@@ -24,7 +22,9 @@ from lori.masks import (
     random_masks,
     save_masks,
 )
-from lori.scopes import SCOPES
+from lori.adapters.peft_files import write_adapter
+from lori.choices.scopes import SCOPES
+from lori.config import MaskConfig, RandomMaskConfig
 
 BS = {
     "model.layers.0.self_attn.q_proj": torch.tensor([[9.0, -8.0], [0.1, 0.2]]),

@@ -9,14 +9,15 @@ from peft import PeftModel
 from peft.utils.merge_utils import magnitude_prune, ties
 from safetensors.torch import load_file
 
-from lori.adaptation import apply_adapter, attach, save_adapter
-from lori.adapters import module_name, open_adapter, write_adapter
+from lori.adapters.attach import apply_adapter, attach, save_adapter
+from lori.adapters.merging import merge
+from lori.adapters.peft_files import module_name, open_adapter, write_adapter
+from lori.base_models.loading import load_base
+from lori.base_models.resolve import identity
+from lori.choices.merge_methods import MERGE_METHODS
 from lori.config import MergeConfig
-from lori.loading import load_base
-from lori.merge_methods import MERGE_METHODS
-from lori.merging import merge
-from lori.models import identity
-from lori.recipes import profile, train_config
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import train_config
 
 # All but dare, which draws
 PEFT_NAMES = {"concat": "cat", "linear": "linear", "svd": "svd", "magnitude": "magnitude_prune", "ties": "ties"}

@@ -10,15 +10,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lori.adaptation import apply_adapter, attach, attach_trained, load_adapter, num_trainable, save_adapter, sparsify
-from lori.adapters import LORA_A, LORA_B, digest, open_adapter
-from lori.attached import b_shapes, lora_layers
+from lori.adapters.attach import (
+    apply_adapter,
+    attach,
+    attach_trained,
+    load_adapter,
+    num_trainable,
+    save_adapter,
+    sparsify,
+)
+from lori.adapters.attached import b_shapes, lora_layers
+from lori.adapters.checked_files import digest
+from lori.adapters.layer import projection_a
+from lori.adapters.masks import extract_masks, load_masks, random_masks
+from lori.adapters.peft_files import LORA_A, LORA_B, open_adapter
+from lori.base_models.loading import load_base
+from lori.choices.methods import METHODS, method
 from lori.config import MaskConfig
-from lori.layer import projection_a
-from lori.loading import load_base
-from lori.masks import extract_masks, load_masks, random_masks
-from lori.methods import METHODS, method
-from lori.recipes import profile, train_config
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import train_config
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 FACTOR_METHODS = [name for name, row in METHODS.items() if row.kind == "lora"]
@@ -52,7 +62,9 @@ def shake(model):
     ],
 )
 def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper, monkeypatch):
-    monkeypatch.setattr("lori.adaptation.projection_a", lambda _key, _module, shape: torch.empty(shape, device="meta"))
+    monkeypatch.setattr(
+        "lori.adapters.attach.projection_a", lambda _key, _module, shape: torch.empty(shape, device="meta")
+    )
     shape = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )
@@ -315,7 +327,7 @@ def test_an_adapter_is_saved_whole_or_not_at_all(saved, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("lori.adapters.json.dumps", full_disk)
+    monkeypatch.setattr("lori.adapters.peft_files.json.dumps", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_adapter(attach(load_base("scale"), config_of("lori-d")), saved, config_of("lori-d"))
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

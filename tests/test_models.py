@@ -8,8 +8,8 @@ import torch
 from bases import GPT2_LIKE, LLAMA_LIKE, config_of, tokenizer_of, write_base
 from safetensors.torch import load_file, save_file
 
-from lori.loading import check_base, load_base
-from lori.models import base_model, identity, split_base
+from lori.base_models.loading import check_base, load_base
+from lori.base_models.resolve import base_model, identity, split_base
 
 
 @pytest.fixture

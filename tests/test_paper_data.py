@@ -11,9 +11,9 @@ from pyarrow import parquet
 from rows import REAL, read_rows, real_data_dir, write_rows
 
 from lori.config import DataConfig
-from lori.data import load_rows, make_rows, save_rows
-from lori.paper.rows import paper_rows, rows_digest, with_digest
-from lori.scoring import SCORERS
+from lori.datasets.paper_examples import paper_rows, rows_digest, with_digest
+from lori.datasets.rows import load_rows, make_rows, save_rows
+from lori.evaluation.scoring import SCORERS
 
 NLU_SETS = ("boolq", "piqa", "social_i_qa", "arc-challenge", "arc-easy", "openbookqa", "hellaswag", "winogrande")
 

@@ -6,9 +6,9 @@ import pytest
 from rows import read_rows, real_data_dir, write_rows
 
 from lori.config import DataConfig
-from lori.data import make_rows
-from lori.paper.rows import paper_rows
-from lori.paper.sources import SOURCES
+from lori.datasets.paper_examples import paper_rows
+from lori.datasets.paper_sources import SOURCES
+from lori.datasets.rows import make_rows
 
 
 @pytest.fixture

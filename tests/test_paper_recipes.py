@@ -2,7 +2,7 @@
 
 import pytest
 
-from lori.paper.recipes import merge_weight, paper_config, recipe
+from lori.recipes.paper_numbers import merge_weight, paper_config, recipe
 
 LLAMA, MISTRAL = "meta-llama/Meta-Llama-3-8B", "mistralai/Mistral-7B-v0.1"
 # domain, base, rank, LoRI-D's rate and α, LoRI-S's rate and α (paper, appendix, hyper-parameters)

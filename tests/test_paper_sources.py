@@ -17,8 +17,8 @@ from pyarrow import parquet
 from rows import real_data_dir, written_files
 
 from lori.config import DataConfig
-from lori.paper.rows import paper_rows
-from lori.paper.sources import SOURCES, DataUnavailable, check_sources
+from lori.datasets.paper_examples import paper_rows
+from lori.datasets.paper_sources import SOURCES, DataUnavailable, check_sources
 
 NLU_SETS = ("boolq", "piqa", "social_i_qa", "arc-challenge", "arc-easy", "openbookqa", "hellaswag", "winogrande")
 BY_NAME = {(source.name, source.split): source for source in SOURCES}
@@ -152,8 +152,8 @@ CHILD = """
 import json, sys
 from dataclasses import replace
 from lori.config import DataConfig
-from lori.paper.rows import *
-from lori.paper.sources import _check_fetchable as check
+from lori.datasets.paper_examples import *
+from lori.datasets.paper_sources import _check_fetchable as check
 
 def rows(domain, split): return paper_rows(DataConfig("paper", domain, split, None), None)
 def origin(domain, split): return origins(DataConfig("paper", domain, split, None), None)

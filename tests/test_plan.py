@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
+from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.choices.domains import Example
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig, TrainRuntime
-from lori.data import collate, make_rows, plan_micro_batches, plan_steps, tokenise
-from lori.domains import Example
-from lori.loading import load_tokenizer
-from lori.models import LLAMA_PROJECTIONS
+from lori.datasets.rows import make_rows
+from lori.datasets.tokenise import tokenise
 from lori.plan import Place, Plan, PlannedCell, TokenCounts, check, count_tokens, make_plan, to_markdown
-from lori.plan.costs import GPUS
-from lori.plan.tokens import training_parts
-from lori.recipes import eval_config, profile, train_config
+from lori.plan.hardware import GPUS
+from lori.plan.token_counts import training_parts
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import eval_config, train_config
+from lori.training.batches import collate, plan_micro_batches, plan_steps
 
 SHAPE_OF_8B: dict[str, Any] = {
     "hidden_size": 4096,

@@ -5,7 +5,7 @@ from textwrap import indent
 
 import pytest
 
-from lori.paper.prompts import (
+from lori.datasets.prompts import (
     PROMPT_STYLES,
     check_prompt_style,
     instruction_prompt,

@@ -8,19 +8,12 @@ import pytest
 from bases import config_of, write_base
 from rows import real_data_dir
 
-from lori.domains import DOMAINS
-from lori.methods import METHODS
-from lori.models import identity
-from lori.profiles import CONTROLS, SCALE
-from lori.recipes import (
-    data_config,
-    eval_config,
-    mask_config,
-    merge_config,
-    profile,
-    random_mask_config,
-    train_config,
-)
+from lori.base_models.resolve import identity
+from lori.choices.domains import DOMAINS
+from lori.choices.methods import METHODS
+from lori.choices.profiles import CONTROLS, SCALE
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import data_config, eval_config, mask_config, merge_config, random_mask_config, train_config
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,26 @@ from flows.adapt import single_domain
 from flows.claims import claimed, controls
 from flows.continual import continual_learning
 from flows.merge import merging
-from flows.planning import note_cell
-from flows.rows import comparison
-from flows.study import Study
-from lori.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
-from lori.config import Handle, Hardware
-from lori.intervals import Interval, Intervals, from_metrics, to_metrics
-from lori.recipes import profile
-from tasks import figures, tracking
-from tasks.beside_paper import paper_table
-from tasks.cells import Cells
-from tasks.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
-from tasks.interference_table import Pairs
-from tasks.matched import matched_table, norms_table
-from tasks.paper_tables import ablations_table, continual_table, merging_table, single_table, sweep_table
-from tasks.report import Analyses, Cell, write_report
-from tasks.report_html import to_html
-from tasks.tables import Estimate, Table, combine, mean_of, to_csv, to_markdown
+from flows.study.checks import note_cell
+from flows.study.comparison import comparison
+from flows.study.run import Study
+from lori.config import Hardware
+from lori.evaluation.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
+from lori.evaluation.intervals import Interval, Intervals, from_metrics, to_metrics
+from lori.evaluation.scoring import mean_of
+from lori.recipes.checked_profile import profile
+from tasks import tracking
+from tasks.engine.cells import Cells
+from tasks.report import charts_png
+from tasks.report.analysis_tables import matched_table, norms_table
+from tasks.report.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
+from tasks.report.comparison_tables import paper_table
+from tasks.report.page import to_html
+from tasks.report.paper_tables import ablations_table, continual_table, merging_table, single_table, sweep_table
+from tasks.report.table import Estimate, Table, combine, to_csv, to_markdown
+from tasks.report.write import Analyses, Cell, write_report
+from tasks.result_files import Pairs
+from tasks.results import Handle
 
 HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}
 SETTINGS = {
@@ -325,9 +328,9 @@ def test_figures_are_drawn_again_for_other_numbers_alone(
     clean = {**tracking.provenance(), "lori.dirty": "false"}
     monkeypatch.setattr(tracking, "provenance", lambda: clean)
     drawn: list[str] = []
-    draw = figures.draw_figures
+    draw = charts_png.draw_figures
     monkeypatch.setattr(
-        figures, "draw_figures", lambda charts, directory: drawn.extend(charts) or draw(charts, directory)
+        charts_png, "draw_figures", lambda charts, directory: drawn.extend(charts) or draw(charts, directory)
     )
     first, _ = report(sqlite_store, cells)
     pictures = {path.name: path.read_bytes() for path in tracking.fetch(sqlite_store.runtime, first).glob("*.png")}
@@ -680,7 +683,7 @@ def test_the_papers_figures_stand_beside_ours_where_we_have_the_same_quantity() 
 
 
 def test_an_intervals_bar_ends_where_percentages_do() -> None:
-    low, high = figures._errors([Estimate(50.0, 10.0, 1), Estimate(99.0, 1.0, 1), Estimate(0.0, 2.0, 1)])
+    low, high = charts_png._errors([Estimate(50.0, 10.0, 1), Estimate(99.0, 1.0, 1), Estimate(0.0, 2.0, 1)])
     assert low == pytest.approx([19.6, 1.96, 0.0])
     assert high == pytest.approx([19.6, 1.0, 3.92])
 
@@ -689,7 +692,7 @@ def test_a_figure_has_a_bar_for_each_number_of_its_table(tmp_path: Path) -> None
     cells = [single("lora", "nlu", 80.0), single("lori-s", "nlu", 60.0), single("lori-s", "math", 40.0)]
     axes = Figure().subplots()
     (chart,) = charts_of({**NO_TABLES, "single": single_table(cells, [])})["single"]
-    figures.draw(axes, chart)
+    charts_png.draw(axes, chart)
     drawn = [bars for bars in axes.containers if isinstance(bars, BarContainer)]
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
     assert heights == {"lora": [80.0], "lori-s": [60.0, 40.0]}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lori import sandbox
-from lori.sandbox import Program, refusal_reason, run_programs
+from lori.evaluation import miniature_sandbox
+from lori.evaluation.miniature_sandbox import Program, refusal_reason, run_programs
 
 DOUBLE_TESTS = [[1, 2], [5, 10], [-3, -6]]
 
@@ -33,7 +33,7 @@ def test_lists_comprehensions_and_builtins_run():
 
 def test_a_limit_that_was_set_outside_of_us_fails_no_right_program():
     limits = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000)); "
-    run = f"from lori.sandbox import *; print(run_programs([{RIGHT!r}]))"
+    run = f"from lori.evaluation.miniature_sandbox import *; print(run_programs([{RIGHT!r}]))"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", limits + run], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[True]"
@@ -97,8 +97,8 @@ def test_endless_work_fails_alone_and_the_rest_goes_on():
 
 def test_a_program_that_kills_its_child_fails_alone(monkeypatch):
     children: list[int] = []
-    run_batch = sandbox._run_batch
-    monkeypatch.setattr(sandbox, "_run_batch", lambda batch: children.append(len(batch)) or run_batch(batch))
+    run_batch = miniature_sandbox._run_batch
+    monkeypatch.setattr(miniature_sandbox, "_run_batch", lambda batch: children.append(len(batch)) or run_batch(batch))
     # One call that never comes back to Python: the processor limit ends the child with a signal.
     killer = double("return sum(range(1000000 * 1000000 * 1000000))")
     others = [double(f"return x * 2 + {n} - {n}") for n in range(5)]
@@ -110,20 +110,20 @@ def test_exit_codes_and_printed_claims_count_for_nothing(tmp_path):
     """The parent believes a line with its secret; a child that says "passed" without it has said nothing."""
     liar = tmp_path / "liar.py"
     liar.write_text("import sys\nsecret = sys.stdin.readline().strip()\nprint(secret, 'ready')\nprint('passed')\n")
-    original = sandbox.__file__
+    original = miniature_sandbox.__file__
     try:
-        sandbox.__file__ = str(liar)
+        miniature_sandbox.__file__ = str(liar)
         assert run_programs([RIGHT]) == [False]
         liar.write_text("raise SystemExit(0)")
         with pytest.raises(RuntimeError, match="did not start"):
             run_programs([RIGHT])
     finally:
-        sandbox.__file__ = original
+        miniature_sandbox.__file__ = original
 
 
 def test_the_child_can_open_no_file_and_start_no_process():
     code = (
-        f"import runpy, subprocess; child = runpy.run_path({sandbox.__file__!r}, run_name='child')\n"
+        f"import runpy, subprocess; child = runpy.run_path({miniature_sandbox.__file__!r}, run_name='child')\n"
         "child['_limit_this_process']()\n"
         "for attempt in (lambda: open('/etc/hostname'), lambda: subprocess.run(['true']), lambda: bytearray(2**30)):\n"
         "    try:\n        attempt()\n        print('done')\n"
@@ -135,8 +135,8 @@ def test_the_child_can_open_no_file_and_start_no_process():
 
 def test_thousands_of_programs_take_seconds_and_equal_ones_run_once(monkeypatch):
     batches: list[int] = []
-    run_batch = sandbox._run_batch
-    monkeypatch.setattr(sandbox, "_run_batch", lambda batch: batches.append(len(batch)) or run_batch(batch))
+    run_batch = miniature_sandbox._run_batch
+    monkeypatch.setattr(miniature_sandbox, "_run_batch", lambda batch: batches.append(len(batch)) or run_batch(batch))
     programs = [double(f"return x + x + {n % 600} - {n % 600}") for n in range(3000)]
     assert all(run_programs(programs))
     assert sum(batches) == 600

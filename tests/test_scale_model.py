@@ -12,15 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lori.domains import DOMAINS, Example
-from lori.profiles import PROFILES
-from lori.recipes import data_config, profile
+from lori.choices.domains import DOMAINS, Example
+from lori.choices.profiles import PROFILES
+from lori.evaluation.scoring import SCORERS
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import data_config
 from lori.scale_model import rows
 from lori.scale_model.corpus import PHASES, documents
 from lori.scale_model.pretrain import OUTPUT_DIR, RECIPES, SHIPPED, Recipe, file_digest, main
 from lori.scale_model.tokenizer import train_tokenizer
 from lori.scale_model.world import COLORS
-from lori.scoring import SCORERS
 
 SPLITS = ("train", "validation", "test")
 # The rows that the tables are made of

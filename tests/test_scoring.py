@@ -9,9 +9,9 @@ from decimal import Decimal
 
 import pytest
 
-from lori.domains import Example
-from lori.scoring import (
-    FINAL_ANSWER,
+from lori.choices.domains import Example
+from lori.datasets.prompts import FINAL_ANSWER
+from lori.evaluation.scoring import (
     REFUSAL_PHRASES,
     SCORERS,
     chosen,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import slots
+from tasks.engine import gpus
 
 ROOT = Path(__file__).parents[1]
 # What `nvidia-smi -L` prints on a machine with two GPUs, the second cut into parts
@@ -30,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with locks of its own, and no settings; its `nvidia-smi` lists two GPUs."""
     for name in ("LORI_GPUS", "CUDA_VISIBLE_DEVICES", "LORI_DEVICE", "LORI_WORKERS"):
         monkeypatch.delenv(name, raising=False)
-    slots._gpus_of_this_machine.cache_clear()
+    gpus._gpus_of_this_machine.cache_clear()
     monkeypatch.setenv("LORI_LOCK_DIR", str(tmp_path / "locks"))
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
@@ -46,17 +46,17 @@ def stop() -> None:
 
 def held_ids(num_gpus: int) -> list[str]:
     """The ids of a job that does not wait."""
-    with slots.held(num_gpus, while_waiting=stop) as (ids, _):
+    with gpus.held(num_gpus, while_waiting=stop) as (ids, _):
         return ids
 
 
 def test_the_gpus_of_a_machine_are_all_or_those_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slots.gpu_ids() == ["0", "1"]
+    assert gpus.gpu_ids() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert slots.gpu_ids() == ["1"]
+    assert gpus.gpu_ids() == ["1"]
     monkeypatch.setenv("LORI_GPUS", "0, MIG-5f4dd7a2-1f55-5c32-9a6b-5d6b0a7f3c11")
-    assert slots.gpu_ids() == ["0", "MIG-5f4dd7a2-1f55-5c32-9a6b-5d6b0a7f3c11"]
-    assert slots.environment_of(slots.gpu_ids()) == {"CUDA_VISIBLE_DEVICES": ",".join(slots.gpu_ids())}
+    assert gpus.gpu_ids() == ["0", "MIG-5f4dd7a2-1f55-5c32-9a6b-5d6b0a7f3c11"]
+    assert gpus.environment_of(gpus.gpu_ids()) == {"CUDA_VISIBLE_DEVICES": ",".join(gpus.gpu_ids())}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_gpu_that_does_not_exist_is_refused(named: str, message: str, monkeypa
 def test_slots_without_a_gpu_show_a_process_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_GPUS", "cpu0,cpu1")
     assert held_ids(2) == ["cpu0", "cpu1"]
-    assert slots.environment_of(["cpu0", "cpu1"]) == {"CUDA_VISIBLE_DEVICES": ""}
+    assert gpus.environment_of(["cpu0", "cpu1"]) == {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_what_needs_no_gpu_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_more_gpus_than_there_are_is_an_error_and_no_wait() -> None:
 
 
 def test_a_held_gpu_goes_to_nobody_else_and_several_go_together() -> None:
-    with slots.held(1, while_waiting=stop) as (first, _):
+    with gpus.held(1, while_waiting=stop) as (first, _):
         assert first == ["0"]
         assert held_ids(1) == ["1"]
         with pytest.raises(Stop):
@@ -109,7 +109,7 @@ def test_of_jobs_that_wait_one_gets_the_gpu_as_soon_as_it_is_free(monkeypatch: p
 
     def work() -> None:
         nonlocal inside
-        with slots.held(1, while_waiting=lambda: None):
+        with gpus.held(1, while_waiting=lambda: None):
             inside += 1
             together.append(inside)
             time.sleep(0.05)
@@ -141,5 +141,5 @@ with slots.held(1, while_waiting=lambda: None) as (_, descriptors):
     with pytest.raises(Stop):
         held_ids(1)
     os.kill(child, signal.SIGKILL)
-    with slots.held(1, while_waiting=lambda: None) as (ids, _):
+    with gpus.held(1, while_waiting=lambda: None) as (ids, _):
         assert ids == ["0"]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lori.domains import Example
-from lori.intervals import Interval
-from lori.recipes import NUM_RESAMPLES, compare_config
-from lori.scoring import SCORERS
-from lori.stats import Outcomes, Stratum, average, compare, difference, mean_over, outcomes_of, score_of
-from lori.stats import interval as interval_of
+from lori.choices.domains import Example
+from lori.evaluation.bootstrap import Outcomes, Stratum, average, compare, difference, mean_over, outcomes_of, score_of
+from lori.evaluation.bootstrap import interval as interval_of
+from lori.evaluation.intervals import Interval
+from lori.evaluation.scoring import SCORERS
+from lori.recipes.configs import NUM_RESAMPLES, compare_config
 
 NORMAL = 1.96  # standard errors, for 95 %
 STUDENT = {5: 2.776, 30: 2.045}  # likewise, by number of seeds: t's quantiles, from any table of them

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from lori.config import DataConfig, EvalConfig, Handle, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
-from tasks.cells import TASKS, is_refreshed
-from tasks.locks import FlockLocks
-from tasks.steps import STEPS, Job, job_from_json, job_key, job_to_json
+from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
+from tasks.engine.cells import TASKS, is_refreshed
+from tasks.engine.jobs import Job, job_from_json, job_key, job_to_json
+from tasks.engine.locks import FlockLocks
+from tasks.engine.steps import STEPS
+from tasks.results import Handle
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,7 +139,7 @@ def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_DIR", str(tmp_path))
     script = (
-        "from tasks.locks import FlockLocks; import time;"
+        "from tasks.engine.locks import FlockLocks; import time;"
         "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lori.domains import Example
-from lori.scoring import SCORERS, chosen, final_number, function_body, is_refusal
+from lori.choices.domains import Example
+from lori.evaluation.scoring import SCORERS, chosen, final_number, function_body, is_refusal
 
 
 def row(answer: Any) -> Example:

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lori.data import IGNORED, cut_prompt, encode_prompts, tokenise
-from lori.paper.recipes import paper_config
+from lori.datasets.tokenise import IGNORED, cut_prompt, encode_prompts, tokenise
+from lori.recipes.paper_numbers import paper_config
 
 CONFIG = paper_config("lori-d", "law", "base", max_length=12, max_prompt_length=6)
 

@@ -14,8 +14,8 @@ import mlflow
 import pytest
 from stores import KEY, Store, client_of, open_run, runs_of
 
-from lori.config import Runtime
 from tasks import tracking
+from tasks.results import Runtime
 
 NUM_RACES = 20
 

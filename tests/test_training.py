@@ -10,15 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lori.adaptation import attach, attach_trained, save_adapter, sparsify
-from lori.adapters import LORA_B, module_name
-from lori.attached import lora_layers
+from lori.adapters.attach import attach, attach_trained, save_adapter, sparsify
+from lori.adapters.attached import lora_layers
+from lori.adapters.masks import magnitude_masks
+from lori.adapters.peft_files import LORA_B, module_name
+from lori.base_models.loading import load_base, load_tokenizer
 from lori.config import MaskConfig, TrainRuntime
-from lori.data import collate, plan_micro_batches, plan_steps
-from lori.loading import load_base, load_tokenizer
-from lori.masks import magnitude_masks
-from lori.recipes import profile, train_config
-from lori.training import clip_each, summed_token_loss, train
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import train_config
+from lori.training.batches import collate, plan_micro_batches, plan_steps
+from lori.training.trainer import clip_each, summed_token_loss, train
 
 ROWS = [
     {"input_ids": list(range(start, start + 14)), "labels": [-100] * 8 + list(range(start + 8, start + 14))}
@@ -249,7 +250,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
     undisturbed, curve = run(None)
     place = tmp_path / "checkpoints"
     with monkeypatch.context() as patch:
-        patch.setattr("lori.training.summed_token_loss", dying(after=15))  # in the middle of the sixth step
+        patch.setattr("lori.training.trainer.summed_token_loss", dying(after=15))  # in the middle of the sixth step
         with pytest.raises(Killed):
             run(str(place))
     assert sorted(path.name for path in place.glob("checkpoint-*")) == ["checkpoint-4"], "only the newest is kept"
@@ -266,7 +267,7 @@ def without_times(curve):
 
 def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch):
     seconds = count()  # between two points of the curve there is one
-    monkeypatch.setattr("lori.training.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
+    monkeypatch.setattr("lori.training.trainer.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
     resident = psutil.Process().memory_info().rss / 1e6
     curve = fit(attach(load_base("scale"), config_of("lora")), "lora", batch_size=len(ROWS))
     num_tokens = sum(len(row["input_ids"]) for row in ROWS)

@@ -1,10 +1,10 @@
-from .cells import PlannedCell as PlannedCell
-from .costs import GPUS as GPUS
+from .cell import PlannedCell as PlannedCell
+from .cell_costs import Place as Place
+from .hardware import GPUS as GPUS
 from .make import Plan as Plan
 from .make import check as check
 from .make import make_plan as make_plan
-from .rows import Place as Place
-from .study import plan_study as plan_study
+from .make import plan_study as plan_study
 from .text import to_markdown as to_markdown
-from .tokens import TokenCounts as TokenCounts
-from .tokens import count_tokens as count_tokens
+from .token_counts import TokenCounts as TokenCounts
+from .token_counts import count_tokens as count_tokens

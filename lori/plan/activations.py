@@ -8,9 +8,9 @@ whose attention is not sdpa).
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lori.base_models.loading import DTYPES
+from lori.choices.methods import method
 from lori.config import TrainConfig
-from lori.loading import DTYPES
-from lori.methods import method
 from lori.plan.sizes import Sizes, adapted_by, factor_entries, ia3_widths
 
 FP32, INT64 = 4, 8  # bytes of an entry

@@ -5,19 +5,24 @@ Parameters, tokens to train on and adapter files are exact; memory and operation
 operations at an assumed utilisation. What is generated is a bound: completions end early.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from lori.config import DataConfig, EvalConfig, TrainConfig
-from lori.methods import method
-from lori.plan.cells import PlannedCell
-from lori.plan.costs import GPUS, USABLE_SHARE
-from lori.plan.rows import Place, PlanRow, Study, counts_of, gpu_of, row_of
+from lori.base_models.loading import config_of, load_tokenizer
+from lori.choices.methods import method
+from lori.choices.profiles import Profile
+from lori.config import DataConfig, EvalConfig, Hardware, TrainConfig, TrainRuntime
+from lori.datasets.rows import make_rows
+from lori.plan.cell import PlannedCell
+from lori.plan.cell_costs import Place, PlanRow, Study, counts_of, gpu_of, row_of
+from lori.plan.hardware import GPUS, USABLE_SHARE
 from lori.plan.sizes import sizes_of
-from lori.plan.tokens import TokenCounts
+from lori.plan.token_counts import TokenCounts, count_tokens
 
 MORE_GPUS = (2, 4, 8)  # of one machine
 
@@ -143,3 +148,26 @@ def _training_changes(cell: PlannedCell, study: Study, place: Place) -> Iterator
             f"micro_batch_tokens={size}" if size != sizes[0] else "",
         ]
         yield ", ".join(filter(None, words)), cell, replace(place, num_gpus=num_gpus, runtime=changed)
+
+
+def plan_study(profile: Profile, hardware: Hardware, cells: Sequence[PlannedCell]) -> Plan:
+    """What `cells` take on `hardware`. Their rows are read and their tokens counted; no weights are."""
+    runtime = TrainRuntime(
+        micro_batch_tokens=hardware.micro_batch_tokens, gradient_checkpointing=hardware.gradient_checkpointing
+    )
+    place = Place(hardware.gpu or "cpu", hardware.num_gpus, runtime)
+    base = config_of(profile.base_model, profile.models_dir)
+    return make_plan(cells, base, _counts(profile, cells), place)
+
+
+def _counts(profile: Profile, cells: Sequence[PlannedCell]) -> dict[Any, TokenCounts]:
+    """Tokens of each dataset as the cells read it: all trainings of a domain tokenise alike, and so do its tests."""
+    tokenizer, counts = load_tokenizer(profile.base_model, profile.models_dir), {}
+    data_dir = Path(profile.data_dir) if profile.data_dir else None
+    for cell in cells:
+        if isinstance(cell.config, TrainConfig | EvalConfig):
+            dataset = next(given for given in cell.inputs if given.step == "dataset")
+            if dataset.config not in counts:
+                rows = make_rows(dataset.config, data_dir)
+                counts[dataset.config] = count_tokens(rows, tokenizer, cell.config)
+    return counts

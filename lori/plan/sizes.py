@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from lori import baselines
+from lori.adapters import baselines
+from lori.choices.methods import method
+from lori.choices.scopes import SCOPES, check_mask_config
 from lori.config import MaskConfig, TrainConfig
-from lori.methods import method
-from lori.scopes import SCOPES, check_mask_config
 
 # Model types whose layers keep what Llama's keep: the others' activations are a guess (Gemma has the same projections)
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")

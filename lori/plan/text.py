@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
-from lori.plan.cells import PlannedCell
-from lori.plan.costs import ASSUMED_BANDWIDTH_SHARE, ASSUMED_UTILISATION, GPUS, USABLE_SHARE, Memory
+from lori.plan.cell import PlannedCell
+from lori.plan.cell_costs import BYTES_PER_TOKEN, PlanRow
+from lori.plan.hardware import ASSUMED_BANDWIDTH_SHARE, ASSUMED_UTILISATION, GPUS, USABLE_SHARE, Memory
 from lori.plan.make import Plan
-from lori.plan.rows import BYTES_PER_TOKEN, PlanRow
 
 COLUMNS = ("step", "what", "cells", "trainable", "peak GB", "tokens", "PFLOP", "GPU hours", "disk GB")
 

@@ -6,7 +6,7 @@ from functools import cache
 from hashlib import sha256
 from itertools import count
 
-from lori.domains import Example
+from lori.choices.domains import Example
 from lori.scale_model import functions, quizzes, refusals, stories
 from lori.scale_model.world import Item
 

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lori.models import SCALE_SUITE
+from lori.base_models.resolve import SCALE_SUITE
 from lori.scale_model.corpus import LEARNING, PHASES, documents
 from lori.scale_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 

@@ -20,25 +20,20 @@ os.environ.update(
     }
 )
 
-from tasks.tracking.checkpoints import Published, drop_checkpoints, fetch_checkpoint, publish_checkpoint, published
-from tasks.tracking.client import MlflowException, TrackingUnavailable, ensure_store, import_store
-from tasks.tracking.content import CARD, directory_digest
-from tasks.tracking.files import (
+from tasks.tracking.artifacts import (
     ArtifactMissing,
     are_available,
     drop_directory,
     fetch,
     find_directory,
     is_available,
-    link_dataset,
-    link_inputs,
-    link_models,
     log_directory,
-    log_model,
-    write_beside,
 )
+from tasks.tracking.client import MlflowException, TrackingUnavailable, ensure_store, import_store
+from tasks.tracking.digests import CARD, directory_digest
 from tasks.tracking.handles import find_handle, save_handle
-from tasks.tracking.origin import provenance
+from tasks.tracking.models import link_dataset, link_inputs, link_models, log_model, write_beside
+from tasks.tracking.provenance import provenance
 from tasks.tracking.registry import address_of, nominate, register, registered_name
 from tasks.tracking.runs import (
     card_lock,
@@ -54,8 +49,15 @@ from tasks.tracking.runs import (
     run_tags,
     run_url,
     set_tag,
+    system_metrics,
 )
-from tasks.tracking.system import system_metrics
+from tasks.tracking.uploaded_checkpoints import (
+    Published,
+    drop_checkpoints,
+    fetch_checkpoint,
+    publish_checkpoint,
+    published,
+)
 from tasks.tracking.views import colour_of, provision_views, view_links
 
 __all__ = [

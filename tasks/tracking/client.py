@@ -10,8 +10,8 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from lori.config import Runtime
-from tasks.state import locked
+from tasks.machine import locked
+from tasks.results import Runtime
 
 KEY_TAG = "lori.key"
 HEALTH_SECONDS = (2, 3)  # to connect, and to answer

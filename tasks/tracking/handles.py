@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from lori.config import Handle, Runtime
+from tasks.results import Handle, Runtime
+from tasks.tracking.artifacts import is_available
 from tasks.tracking.client import connect, experiment_id_of
-from tasks.tracking.files import is_available
 
 HANDLE_TAG = "lori.handle"
 

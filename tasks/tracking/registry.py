@@ -9,7 +9,7 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from lori.config import Runtime
+from tasks.results import Runtime
 from tasks.tracking.client import connect, is_server, key_lock
 
 KNOWN, GONE, REFUSED = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from lori.config import Runtime
+from tasks.results import Runtime
 from tasks.tracking.client import connect, experiment_id_of
 from tasks.tracking.runs import param_texts
 

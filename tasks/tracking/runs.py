@@ -1,5 +1,6 @@
 """Runs: found or made by key, with their parameters, results and curves."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from lori.config import Runtime, canonical
+from tasks.results import Runtime, canonical
 from tasks.tracking.client import KEY_TAG, connect, experiment_id_of, is_server, key_lock
-from tasks.tracking.origin import provenance
+from tasks.tracking.provenance import provenance
 
 # Longer than a rival on another machine needs until its run is visible: so many times what it took us, and at least
 SETTLE_FACTOR, SETTLE_SECONDS = 4, 0.1
@@ -21,6 +23,8 @@ MAX_BATCH = 1000  # metrics a request, MLflow's limit
 ALIVE_TAG = "lori.alive"  # when somebody last worked on the run, in seconds since 1970
 ALIVE_SECONDS, STALE_SECONDS = 60, 600
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+SAMPLE_SECONDS = 10
+logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # four lines a training that say nothing
 
 
 def open_run(
@@ -90,7 +94,7 @@ def _check_params(run: Run, params: Mapping[str, str]) -> None:
         raise RuntimeError(
             f"MLflow run {run.info.run_id} ({run.info.run_name}) has the key {run.data.tags[KEY_TAG]} with other"
             f" parameters ({'; '.join(clashes)}). One key stands for one config: raise the step's version in"
-            " tasks/steps.py, or delete that run."
+            " tasks/engine/jobs.py, or delete that run."
         )
 
 
@@ -238,3 +242,14 @@ def run_url(runtime: Runtime, run_id: str, artifact: str = "") -> str:
     place = f"{run_id}/artifacts/{artifact}" if artifact else run_id
     page = f"#/experiments/{experiment_id}/runs/{place}?workflowType=machine_learning"
     return f"{runtime.tracking_uri.rstrip('/')}/{page}"
+
+
+@contextmanager
+def system_metrics(runtime: Runtime, run_id: str) -> Iterator[None]:
+    """Metrics `system/…` of the run, by a thread of MLflow's; an attempt goes on after the last one's."""
+    monitor = SystemMetricsMonitor(run_id, SAMPLE_SECONDS, resume_logging=True, tracking_uri=runtime.tracking_uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()

@@ -11,15 +11,15 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lori.config import Runtime
+from tasks.machine import ROOT
+from tasks.results import Runtime
 from tasks.tracking.client import connect, experiment_id_of, is_server
 
-VIEWS_FILE = Path(__file__).resolve().parents[2] / "mlflow" / "views.yaml"
+VIEWS_FILE = ROOT / "mlflow" / "views.yaml"
 STATE_TAG = "mlflow.sharedViewState."  # MLflow's, with the view's id
 OWN_TAG = "lori.view."  # with the id: the digest of what we wrote last
 KINDS = {"p": "params", "m": "metrics", "t": "tags"}

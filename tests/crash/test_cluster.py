@@ -38,7 +38,7 @@ def training(cluster: Cluster, seed: int) -> psutil.Process:
         return any("lori.checkpoint" in run.data.tags for run in cluster.mlflow_runs(query))
 
     wait_until(with_checkpoint, 300, "for a checkpoint")
-    (process,) = cluster.processes("-m tasks.job")
+    (process,) = cluster.processes("-m tasks.engine.job_main")
     process.suspend()
     return process
 
@@ -158,7 +158,7 @@ def test_cancelling_ends_the_jobs_frees_their_gpus_and_closes_their_runs(running
         client.set_flow_run_state(running.flow_runs("lori scale")[-1].id, Cancelling())
     paper.communicate(timeout=180)
     assert paper.returncode == 1
-    wait_until(lambda: not running.processes("-m tasks.job"), 120, "for the job's end")
+    wait_until(lambda: not running.processes("-m tasks.engine.job_main"), 120, "for the job's end")
     wait_until(lambda: attempts(running, 6)[0].state.is_cancelled(), 60, "for its state")
     (run,) = running.mlflow_runs("tags.`lori.role` = 'train' and tags.`lori.seed` = '6'")
     assert run.info.status == "KILLED"

@@ -15,13 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from lori.config import Handle
-from lori.profiles import PROFILES
-from lori.recipes import data_config, train_config
+from lori.choices.profiles import PROFILES
+from lori.recipes.configs import data_config, train_config
 from tasks import tracking
-from tasks.answers import compute
-from tasks.launch import Listener, run_in_process
-from tasks.steps import Job, JobCrashed, JobFailed, job_to_json
+from tasks.engine.job_process import Listener, run_in_process
+from tasks.engine.jobs import Job, JobCrashed, JobFailed, compute, job_to_json
+from tasks.results import Handle
 
 ROOT = Path(__file__).parents[2]
 PROFILE = replace(PROFILES["scale"], num_steps=30)
@@ -57,7 +56,7 @@ class Heard:
 
     def _look(self) -> None:
         if self.act and any(point["what"].startswith("train") for point in self.points):
-            (process,) = [each for each in psutil.Process().children() if "tasks.job" in each.cmdline()]
+            (process,) = [each for each in psutil.Process().children() if "tasks.engine.job_main" in each.cmdline()]
             self.act(process)
             self.act = None
 
@@ -141,7 +140,7 @@ def test_a_job_that_nobody_wants_any_more_is_ended(dataset: Handle) -> None:
 
     with pytest.raises(NotWanted):
         run_in_process(training("unwanted", dataset), Heard(act=raise_it).listener())
-    assert not [each for each in psutil.Process().children() if "tasks.job" in each.cmdline()]
+    assert not [each for each in psutil.Process().children() if "tasks.engine.job_main" in each.cmdline()]
 
 
 def test_what_a_step_raises_comes_back_with_its_traceback(dataset: Handle) -> None:
@@ -197,7 +196,7 @@ def test_a_full_disk_is_named_and_a_run_with_room_succeeds(inline: Handle, datas
     shutil.rmtree(work, ignore_errors=True)  # with checkpoints of two processes, whose sums have other last bits
     work.mkdir()
     command = ["bwrap", "--dev-bind", "/", "/", "--size", "100000", "--tmpfs", str(work)]
-    command += [sys.executable, "-m", "tasks.job", str(job_path), str(answer_path)]
+    command += [sys.executable, "-m", "tasks.engine.job_main", str(job_path), str(answer_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     answer = json.loads(answer_path.read_text())
     assert "No space left on device" in answer["error"]

@@ -10,12 +10,11 @@ import pytest
 from cluster import Cluster
 from mlflow import MlflowClient
 
-from lori.config import Handle
-from lori.profiles import PROFILES
-from lori.recipes import data_config, train_config
-from tasks.answers import Computed
-from tasks.launch import Listener, run_in_process
-from tasks.steps import Job, JobCrashed
+from lori.choices.profiles import PROFILES
+from lori.recipes.configs import data_config, train_config
+from tasks.engine.job_process import Listener, run_in_process
+from tasks.engine.jobs import Computed, Job, JobCrashed
+from tasks.results import Handle
 
 NUM_TRIALS, MIN_KILLS = 15, 20  # up to two kills each
 PROFILE_STEPS = 60
@@ -72,7 +71,7 @@ def killed_after(step: int, seconds: float, job: Job, cluster: Cluster) -> Compu
 
     def kill_in_time() -> None:
         if reached and time.monotonic() > reached[0] + seconds:
-            for process in cluster.processes("-m tasks.job"):
+            for process in cluster.processes("-m tasks.engine.job_main"):
                 process.kill()
 
     try:

@@ -37,7 +37,9 @@ def paper(running: Cluster) -> str:
     """What `prefect deployment run lori/full-paper --watch` prints, while its first training is killed."""
     process = running.run_paper(**CELLS)
     wait_until(lambda: running.flow_runs("train lori-d"), 300, "for the training")
-    (job,) = wait_until(lambda: [each for each in running.processes("-m tasks.job") if is_training(each)], 60)
+    (job,) = wait_until(
+        lambda: [each for each in running.processes("-m tasks.engine.job_main") if is_training(each)], 60
+    )
     job.kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output + running.log("driver") + running.log("box")

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows.services import choose_port, start, stop, wait_until_healthy
+from flows.servers.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -86,7 +86,7 @@ def installation(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
         )
         begin("prefect", ["prefect", "server", "start", "--port", str(ports[0])], prefect_env, f"{api}/health")
-        command = [sys.executable, "-m", "flows.bootstrap"]
+        command = [sys.executable, "-m", "flows.servers.bootstrap"]
         subprocess.run(command, cwd=ROOT, env=worker, check=True)
         for name, pool, more in (("driver", "lori-cpu", "LORI_EXECUTOR"), ("gpu", "lori-gpu", "LORI_GPUS")):
             run = ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", "2"]

@@ -8,16 +8,17 @@ import pytest
 import torch
 from test_training import Killed, config_of, dying, fit, some_masks, trained, without_times
 
-from lori.adaptation import attach, sparsify
-from lori.attached import lora_layers
+from lori.adapters.attach import attach, sparsify
+from lori.adapters.attached import lora_layers
+from lori.adapters.layer import FlatValues
+from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import check_device
 from lori.config import TrainRuntime
-from lori.data import make_rows
-from lori.evaluation import generate
-from lori.layer import FlatValues
-from lori.loading import load_base, load_tokenizer
-from lori.models import check_device
-from lori.recipes import data_config, eval_config, profile
-from tasks.slots import environment_of, gpu_ids
+from lori.datasets.rows import make_rows
+from lori.evaluation.answers import generate
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import data_config, eval_config
+from tasks.engine.gpus import environment_of, gpu_ids
 
 METHODS = ["full", "lora", "dora", "lori-d", "lori-s"]
 LONG_ROWS = [  # of several blocks in attention's kernels, and padded
@@ -34,7 +35,7 @@ def gpu():
 
 def adapted(name, device, **changes):
     """With masks drawn on the CPU: torch's generators of CPUs and GPUs draw differently."""
-    dtype = "float32" if name == "full" else changes.get("dtype", "float32")  # as tasks/adapters.py loads it
+    dtype = "float32" if name == "full" else changes.get("dtype", "float32")  # as tasks/train.py loads it
     model = attach(load_base("scale", device, dtype=dtype), config_of(name, **changes))
     if name != "lori-s":
         return model
@@ -63,7 +64,9 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
 
     undisturbed, curve = run(None)
     with monkeypatch.context() as patch:
-        patch.setattr("lori.training.summed_token_loss", dying(after=8))  # two rows a part: in the middle of step 5
+        patch.setattr(
+            "lori.training.trainer.summed_token_loss", dying(after=8)
+        )  # two rows a part: in the middle of step 5
         with pytest.raises(Killed):
             run(str(tmp_path))
     resumed, resumed_curve = run(str(tmp_path))
@@ -80,7 +83,7 @@ def test_dense_bs_that_are_kept_give_the_bits_of_those_made_each_time(monkeypatc
     fit(kept, "lori-s", dtype="bfloat16")
     assert set(seen) == {torch.bfloat16}
     made = adapted("lori-s", "cuda", dtype="bfloat16")
-    monkeypatch.setattr("lori.training.FlatValues", lambda layers, **_: FlatValues(layers, keep_dense=None))
+    monkeypatch.setattr("lori.training.trainer.FlatValues", lambda layers, **_: FlatValues(layers, keep_dense=None))
     fit(made, "lori-s", dtype="bfloat16")
     pairs = zip(lora_layers(kept).values(), lora_layers(made).values(), strict=True)
     assert all(torch.equal(a.lora_B["default"].values, b.lora_B["default"].values) for a, b in pairs)

@@ -14,7 +14,7 @@ from browser import browser, chart_texts, columns, open_charts, open_page, open_
 from mlflow import MlflowClient
 from playwright.sync_api import Page
 
-from flows.services import choose_port, start, stop, wait_until_healthy
+from flows.servers.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())["views"]
@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     service = start("mlflow", command, log_dir=directory, cwd=directory, env=environment(directory))
     try:
         wait_until_healthy(service, f"{uri}/health")
-        run = [sys.executable, "-m", "flows.full_paper", "--profile", "smoke"]
+        run = [sys.executable, "-m", "flows.paper", "--profile", "smoke"]
         env = environment(directory, MLFLOW_TRACKING_URI=uri)
         done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

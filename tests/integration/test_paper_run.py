@@ -16,12 +16,12 @@ from rows import real_data_dir
 from small_base import small_llama
 
 from flows.adapt import adapt
-from flows.full_paper import full_paper
-from flows.study import begin
+from flows.paper import full_paper
+from flows.study.run import begin
+from lori.choices.domains import DOMAINS
+from lori.choices.methods import METHODS
 from lori.config import Hardware
-from lori.domains import DOMAINS
-from lori.methods import METHODS
-from tasks.steps import local_runtime
+from tasks.machine import local_runtime
 
 Computed = Callable[[], list[str]]
 WRONG_HARDWARE = [

@@ -1,4 +1,4 @@
-"""A Prefect server with a password, made ready by `python -m flows.bootstrap`; and what prefect.yaml puts there."""
+"""A Prefect server with a password, made ready by `python -m flows.servers.bootstrap`; and its deployments."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows import bootstrap
-from flows.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
-from flows.services import choose_port, start, stop, wait_until_healthy
+from flows.servers import bootstrap
+from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
+from flows.servers.services import choose_port, start, stop, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -37,7 +37,7 @@ NAMES = {"full-paper", "adapt", "merge", "continual", "ablate", "claims", "sweep
 
 def run_bootstrap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    command = [sys.executable, "-m", "flows.bootstrap", *arguments]
+    command = [sys.executable, "-m", "flows.servers.bootstrap", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, check=False
     )
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "PREFECT_SERVER_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    command = [sys.executable, "-m", "flows.prefect_server", "--no-ui", "--port", url.split(":")[2][:-4]]
+    command = [sys.executable, "-m", "flows.servers.sqlite_server", "--no-ui", "--port", url.split(":")[2][:-4]]
     service = start("prefect", command, log_dir=directory, cwd=directory, env={**os.environ, **environment})
     try:
         wait_until_healthy(service, f"{url}/health")

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.bootstrap import DRIVER_POOL, GPU_POOL, KUBERNETES_TEMPLATE, kubernetes_template
+from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, KUBERNETES_TEMPLATE, kubernetes_template
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").iterdir())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_docs import example_in
 from train_worker import fit
 
-from lori.models import SCALE_MODEL_DIR
+from lori.base_models.resolve import SCALE_MODEL_DIR
 
 
 @pytest.fixture(scope="module")

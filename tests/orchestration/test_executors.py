@@ -12,9 +12,9 @@ import pytest
 from test_steps import DATA, EVALUATE, TRAIN
 
 from lori.config import MaskConfig
-from tasks import executors, pool
-from tasks.executors import EXECUTORS, check_executor, execute
-from tasks.steps import Job, JobCancelled, JobCrashed, JobFailed
+from tasks.engine import executors, pool
+from tasks.engine.executors import EXECUTORS, check_executor, execute
+from tasks.engine.jobs import Job, JobCancelled, JobCrashed, JobFailed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "evaluate": EVALUATE}

@@ -16,21 +16,24 @@ from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
 
-import tasks.evaluation
+import tasks.evaluate
 from flows.ablate import ablate
 from flows.adapt import adapt
 from flows.claims import claims
 from flows.continual import continual
-from flows.full_paper import full_paper
 from flows.merge import merge
+from flows.paper import full_paper
 from flows.scout import scout
-from flows.study import begin
+from flows.study.run import begin
 from flows.sweep import sweep
-from lori.config import Handle, Hardware, Runtime
-from lori.scoring import SCORERS
-from tasks import cells, pool, tracking
-from tasks.locks import FlockLocks
-from tasks.steps import STEPS, local_runtime
+from lori.config import Hardware
+from lori.evaluation.scoring import SCORERS
+from tasks import tracking
+from tasks.engine import cells, pool
+from tasks.engine.locks import FlockLocks
+from tasks.engine.steps import STEPS
+from tasks.machine import local_runtime
+from tasks.results import Handle, Runtime
 from tasks.tracking import MlflowException, TrackingUnavailable
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +263,7 @@ def test_completions_whose_scoring_failed_are_scored_and_not_made_again(
         with pytest.raises(FailedRun, match="evaluate base nlu  seed 0  on nlu: ZeroDivisionError"):
             adapt(profile="smoke", **chosen)
     computed()
-    monkeypatch.setattr(tasks.evaluation, "load_base", None)  # what generates would call it
+    monkeypatch.setattr(tasks.evaluate, "load_base", None)  # what generates would call it
     adapt(profile="smoke", **chosen)
     assert computed() == ["evaluate base nlu  seed 0  on nlu"]
 

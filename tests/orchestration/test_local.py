@@ -2,7 +2,7 @@
 
 import httpx
 
-from flows import local
+from flows.servers import local
 
 
 def test_a_local_server_looks_for_migrations_until_its_database_is_made(tmp_path, monkeypatch):

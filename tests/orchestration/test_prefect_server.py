@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-import flows.prefect_server  # noqa: F401 it is what is tested: engines that connect from here on
+import flows.servers.sqlite_server  # noqa: F401 it is what is tested: engines that connect from here on
 
 INSERT, COUNT = "INSERT INTO runs VALUES (:name)", "SELECT count(*) FROM runs"
 

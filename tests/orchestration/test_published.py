@@ -14,11 +14,11 @@ from small_base import small_llama
 from transformers import AutoModelForCausalLM
 
 from flows.published import published
+from lori.adapters.copy_published import copy_published
+from lori.adapters.find_published import find_published, method_and_domain
+from lori.adapters.masks import load_masks
 from lori.config import PublishedConfig
-from lori.copying import copy_published
-from lori.masks import load_masks
-from lori.published import find_published, method_and_domain
-from tasks.steps import local_runtime
+from tasks.machine import local_runtime
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DENSE, SPARSE = "v1.0-LoRI-D_code_llama3_rank_32", "LoRI-S_math_llama3_rank_32"

@@ -23,11 +23,11 @@ from rows import real_data_dir
 from small_base import small_llama
 from test_hub import COMMIT, Hub
 
-from flows.full_paper import full_paper
+from flows.paper import full_paper
+from flows.paper_runs import DEPLOYMENT
 from flows.scout import scout
-from lori.candidates import Entry, HubSearch, find_candidates, read_entries
-from lori.models import BASE_MODELS, identity
-from tasks.paper_runs import DEPLOYMENT
+from lori.base_models.candidates import Entry, HubSearch, find_candidates, read_entries
+from lori.base_models.resolve import BASE_MODELS, identity
 
 OTHER_COMMIT = "f" * 40
 LARGE = 70 * 10**9

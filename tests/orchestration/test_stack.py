@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from stacks import processes_of, run_stack
 
-from flows import services, stack
-from flows.services import StackError, choose_port, start, stop, wait_until_healthy
+from flows.servers import services, stack
+from flows.servers.services import StackError, choose_port, start, stop, wait_until_healthy
 
 
 @pytest.fixture(autouse=True)

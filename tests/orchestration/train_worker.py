@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-import lori.training
-from lori.adaptation import attach, save_adapter, sparsify
-from lori.attached import b_shapes
+import lori.training.trainer
+from lori.adapters.attach import attach, save_adapter, sparsify
+from lori.adapters.attached import b_shapes
+from lori.adapters.masks import random_masks
+from lori.base_models.loading import load_base, load_tokenizer
 from lori.config import MaskConfig, TrainRuntime
-from lori.loading import load_base, load_tokenizer
-from lori.masks import random_masks
-from lori.recipes import profile, train_config
-from lori.training import train
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import train_config
+from lori.training.trainer import train
 
 LENGTHS = (14, 9, 12, 10, 14, 11, 9, 13, 12)  # batches of 4, 4 and 1: of the last, one of two processes has nothing
 ROWS = [
@@ -48,18 +49,18 @@ class Killed(Exception):
 
 def fit_and_die(out: Path, name: str, *, num_shards: int) -> None:
     """The same, ended in the fourth step."""
-    clip_each, calls = lori.training.clip_each, iter(range(3))
+    clip_each, calls = lori.training.trainer.clip_each, iter(range(3))
 
     def limited(gradients):
         if next(calls, None) is None:
             raise Killed
         return clip_each(gradients)
 
-    lori.training.clip_each = limited
+    lori.training.trainer.clip_each = limited
     try:
         fit(out, name, num_shards=num_shards)
     except Killed:
-        lori.training.clip_each = clip_each
+        lori.training.trainer.clip_each = clip_each
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The servers behind the flows: started, made ready, and stopped."""

@@ -1,0 +1,1 @@
+"""A study: its parameters checked, its cells run, its results published."""

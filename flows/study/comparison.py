@@ -1,0 +1,134 @@
+"""A row of a table of the paper, and which rows are compared with which: seed by seed and question by question."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lori.choices.methods import METHODS
+from lori.evaluation.claims import CLAIMS
+from lori.evaluation.row_names import (
+    BEFORE,
+    KEPT,
+    LEARNED,
+    LESS,
+    MINUS,
+    OVER_REFUSAL,
+    REFERENCE,
+    ablation_name,
+    domain_of,
+    sides,
+)
+from lori.recipes.configs import compare_config
+from tasks.engine.cells import Cells, Future, compare_rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row before its numbers are there: an adapter and its scores.
+
+    `table` is single, merging, continual, ablations or sweep; `usual` is the value of an ablation's setting that the
+    others are compared with.
+    """
+
+    table: str
+    labels: Mapping[str, Any]
+    adapter: Future
+    scores: list[Future]
+    usual: str = ""
+
+
+def comparison(cells: Cells, rows: Sequence[Row], asked: Sequence[Row] | None = None) -> Future | None:
+    """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
+
+    A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
+    kept` (of the first domain) and `lori-s learned` (of the new one), which are there for each new domain as well:
+    `lori-s kept nlu`. Each is compared with the same of LoRA; a merge also with the method's own adapters, an ablation
+    with the usual value, what is kept with what was there before, and a control with what it controls; then what the
+    claims name. Where safety is scored, `<row> over-refusal` is a row of its own.
+
+    Of `asked`, `rows` are those that did not fail: of a row the seeds count that have all that was asked of them, so
+    that no mean is over fewer domains than another.
+    """
+    domains = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
+    places = _all_places(rows, domains)
+    wanted = Counter((name, seed) for name, _, seed, _ in _all_places(rows if asked is None else asked, domains))
+    there = Counter((name, seed) for name, _, seed, _ in places)
+    places = [place for place in places if there[place[0], place[2]] == wanted[place[0], place[2]]]
+    measured: dict[str, dict[str, set[int]]] = {}  # by row and measure the seeds
+    for name, measure, seed, _ in places:
+        measured.setdefault(name, {}).setdefault(measure, set()).add(seed)
+    pairs = []
+    for pair in dict.fromkeys([*_pairs([*measured]), *_unusual(rows), *_claimed()]):
+        one, other = (measured.get(side, {}) for side in sides(pair))
+        if shared := _shared_seeds(one, other):
+            pairs.append(pair)
+            measured[pair] = dict.fromkeys(one, shared)
+    if not pairs:
+        return None
+    tests = {
+        asked[1].domain: future
+        for asked, future in cells.futures.items()
+        if asked[0] == "dataset" and asked[1].split == "test"
+    }
+    names, measures, seeds, scores = zip(*places, strict=True)
+    config = compare_config(rows=names, domains=measures, seeds=seeds, pairs=pairs)
+    datasets = [tests[domain] for domain in dict.fromkeys(map(domain_of, measures))]
+    return compare_rows(cells, config, scores=[*scores], datasets=datasets)
+
+
+def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) -> set[int]:
+    """Those that both have of all their domains; none if these are not the same."""
+    if not one or one.keys() != other.keys():
+        return set()
+    return set.intersection(*one.values(), *other.values())
+
+
+def _all_places(rows: Sequence[Row], domains: Mapping[Future, str]) -> list[tuple[str, str, int, Future]]:
+    return list(dict.fromkeys(place for row in rows for place in _places(row, domains)))
+
+
+def _places(row: Row, domains: Mapping[Future, str]) -> Iterator[tuple[str, str, int, Future]]:
+    """Name, measure, seed and score of what the row measured on test rows; `domains` are those of the scores."""
+    if row.table == "sweep":
+        return
+    method, seed = row.labels["method"], row.labels["seed"]
+    names = {
+        "single": [method],
+        "merging": [f"{method} {row.labels.get('merge')}"] * len(row.scores),
+        "continual": [f"{method} {measured}" for measured in (BEFORE, KEPT, LEARNED)],
+        "ablations": [ablation_name(row.labels)] * len(row.scores) if row.table == "ablations" else [],
+    }
+    for name, score in zip(names[row.table], row.scores, strict=True):
+        all_names = [name, f"{name} {row.labels['new_domain']}"] if row.table == "continual" else [name]
+        for each in all_names:
+            yield each, domains[score], seed, score
+            if domains[score] == domain_of(OVER_REFUSAL):
+                yield f"{each} {OVER_REFUSAL}", OVER_REFUSAL, seed, score
+
+
+def _unusual(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.usual and row.labels["value"] != row.usual:
+            yield f"{ablation_name(row.labels)}{MINUS}{ablation_name({**row.labels, 'value': row.usual})}"
+
+
+def _claimed() -> list[str]:
+    """What the claims name, a difference of differences after these."""
+    return [each for claim in CLAIMS for pair in claim.pairs for each in (*pair.split(LESS), pair)]
+
+
+def _pairs(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        method, _, measured = name.partition(" ")
+        if measured.startswith(BEFORE):  # what continual learning starts from is compared in the first table
+            continue
+        if method != REFERENCE:
+            yield f"{name}{MINUS}{REFERENCE} {measured}".strip()
+        control_of = METHODS[method].control_of if method in METHODS else None
+        if control_of:
+            yield f"{name}{MINUS}{control_of} {measured}".strip()
+        if measured == KEPT:
+            yield f"{name}{MINUS}{method} {BEFORE}"
+        elif measured not in ("", LEARNED):
+            yield f"{name}{MINUS}{method}"

@@ -1,0 +1,1 @@
+"""The rows of the paper's domains, as prompts and as tokens."""

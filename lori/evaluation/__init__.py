@@ -1,0 +1,1 @@
+"""Answers to the benchmarks, their scores, and how sure those are."""

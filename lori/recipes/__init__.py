@@ -1,0 +1,1 @@
+"""The numbers: the config of every cell, from a profile."""

@@ -1,0 +1,101 @@
+"""A profile with what a study changes in it, checked before anything is computed."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from lori.base_models.records import BaseModel
+from lori.base_models.resolve import base_model
+from lori.choices.domains import domain
+from lori.choices.merge_methods import check_merge_config
+from lori.choices.methods import METHODS, method, recipe_of
+from lori.choices.profiles import PROFILES, Profile
+from lori.choices.scopes import check_mask_config
+from lori.config import MaskConfig, MergeConfig
+from lori.datasets.prompts import check_prompt_style
+from lori.recipes.scale_numbers import chosen_numbers
+
+
+def profile(name: str, **overrides: Any) -> Profile:
+    """The profile of that name with the fields that `overrides` gives; those that are None stay as they are.
+
+    Raises:
+        ValueError: for an unknown profile, base model, domain, method, merge method or scope, with the known ones.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/choices/profiles.py).")
+    given = {key: _frozen(value) for key, value in overrides.items() if value is not None}
+    changed = replace(PROFILES[name], **given)
+    if "domains" in given or "methods" in given:
+        changed = _narrowed(changed)
+    return _checked(changed, base_of(changed))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def base_of(profile: Profile) -> BaseModel:
+    """The row of its base model."""
+    return base_model(profile.base_model, profile.models_dir)
+
+
+def _narrowed(changed: Profile) -> Profile:
+    """Without the merges and continual cells of methods that are not asked for, nor of a domain that is missing."""
+    return replace(
+        changed,
+        merged=tuple(m for m in changed.merged if m in changed.methods) if len(changed.domains) > 1 else (),
+        continual_methods=tuple(m for m in changed.continual_methods if m in changed.methods)
+        if changed.continual_first in changed.domains
+        else (),
+    )
+
+
+def _checked(changed: Profile, base: BaseModel) -> Profile:
+    for name in ("domains", "methods", "seeds"):
+        values = getattr(changed, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {list(values)}: name at least one, each once, or leave it out.")
+    for name in changed.domains:
+        domain(name)
+    for name in (*changed.methods, *changed.merged, *changed.continual_methods):
+        method(name)
+    untrained = [name for name in (*changed.merged, *changed.continual_methods) if METHODS[name].kind == "none"]
+    if untrained:
+        raise ValueError(
+            f"{untrained[0]} trains nothing that could be merged, or go on to another domain: leave it out."
+        )
+    check_mask_config(MaskConfig(changed.sparsity, changed.scope))
+    _check_training(changed)
+    _check_merges(changed, base)
+    if base.suite == "miniature" and changed.num_steps is None:
+        raise ValueError(f"{changed.base_model} has no real rows to train on: use the profile scale, or another base.")
+    check_prompt_style(changed.prompt_style)
+    return changed
+
+
+def _check_training(changed: Profile) -> None:
+    if changed.rank < 1:
+        raise ValueError(f"rank is at least 1, not {changed.rank}.")
+    if changed.calibration_rows is not None and changed.calibration_rows < changed.batch_size:
+        raise ValueError(f"calibration_rows is at least a batch of {changed.batch_size}, or left out.")
+    for name, rate in changed.learning_rates:
+        method(name)
+        if not rate > 0:
+            raise ValueError(f"The learning rate of {name} is a positive number, not {rate}.")
+
+
+def _check_merges(changed: Profile, base: BaseModel) -> None:
+    weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
+    for merge_method in changed.merge_methods:
+        config = MergeConfig("", merge_method, weights, changed.density, 0, changed.match_norms)
+        check_merge_config(config, num_adapters=len(changed.domains))
+    if base.suite != "miniature":
+        return
+    missing = sorted(
+        set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(chosen_numbers(base)[1])
+    )
+    if missing and changed.weights is None:
+        raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes/configs.py).")

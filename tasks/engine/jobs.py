@@ -1,0 +1,182 @@
+"""What the pipeline can compute: one row a step. A worker process needs this, and no Prefect."""
+
+import json
+import os
+import pkgutil
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.engine.steps import STEPS
+from tasks.machine import IS_FIRST, IS_ONE_OF_SEVERAL, local_runtime, state_dir
+from tasks.results import Handle, Runtime, step_key
+
+FULL_BYTES = 1 << 20
+WATCH_SECONDS = 0.5  # a process looks this often whether its parent is still there
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step on one config: all that a process must be told to compute it, wherever it is.
+
+    `inputs` are the handles that it reads. `place` gives fields of `Runtime`; what it leaves out, the process that
+    computes says.
+    """
+
+    step: str
+    name: str
+    config: Any
+    inputs: Mapping[str, Handle | list[Handle]]
+    place: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """For people: `train lora math  seed 0`."""
+        return f"{self.step} {self.name}"
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where this process computes it."""
+        return local_runtime(**self.place)
+
+    @property
+    def num_gpus(self) -> int:
+        """How many GPUs it computes on."""
+        gpus = STEPS[self.step].gpus
+        return self.runtime.num_gpus if gpus is None else gpus
+
+
+def job_to_json(job: Job) -> str:
+    """The job as text for another process; `job_from_json` reads it."""
+    return json.dumps(asdict(job))
+
+
+def job_from_json(text: str) -> Job:
+    """The job that `job_to_json` wrote."""
+    return make_job(**json.loads(text))
+
+
+def make_job(step: str, name: str, config: Any, inputs: Mapping[str, Any], place: Mapping[str, Any]) -> Job:
+    """A job from plain data: `config` and the handles in `inputs` are mappings of their fields."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    handles = {
+        role: [Handle(**item) for item in value] if isinstance(value, list) else Handle(**value)
+        for role, value in inputs.items()
+    }
+    return Job(step, name, STEPS[step].config(**fields), handles, place)
+
+
+class JobFailed(RuntimeError):
+    """The step raised: it would raise again, so it is not retried."""
+
+
+class JobCrashed(RuntimeError):
+    """The process that computed it went away (out of memory, killed): it is tried again."""
+
+
+class JobCancelled(RuntimeError):
+    """The run was interrupted before this job was done."""
+
+
+def job_key(job: Job) -> str:
+    """The identity of the job's result: what it is, never where it runs."""
+    return step_key(job.step, STEPS[job.step].version, job.config, job.inputs)
+
+
+def find_result(job: Job) -> Handle | None:
+    """The result as MLflow has it, whoever computed it; None if it has not, or if the job is to `refresh` it."""
+    from tasks import tracking  # MLflow: two seconds, which whoever starts a process for a job has not to wait for
+
+    runtime = job.runtime
+    return None if runtime.refresh else tracking.find_handle(runtime, job_key(job))
+
+
+def run_step(job: Job) -> Handle:
+    """Compute the result here and now, unless MLflow has it by now.
+
+    Raises:
+        JobFailed: whatever the step raised, with the traceback as a note: it survives Prefect's storage.
+    """
+    try:
+        runtime, key = job.runtime, job_key(job)
+        if not IS_ONE_OF_SEVERAL and (found := find_result(job)):
+            return found
+        body = pkgutil.resolve_name(STEPS[job.step].body)
+        handle = body(job.config, key=key, runtime=runtime, **job.inputs)
+        if IS_FIRST:
+            from tasks import tracking
+
+            tracking.save_handle(runtime, handle)
+        return handle
+    except Exception as error:
+        failure = JobFailed(f"{type(error).__name__}: {error}{_advice(error)}")
+        failure.add_note(traceback.format_exc())
+        raise failure from error
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a full disk, which no library calls by the same name."""
+    places = (state_dir() / "work", state_dir(), Path(tempfile.gettempdir()))
+    free = {place: shutil.disk_usage(place).free for place in places if place.is_dir()}
+    if "No space left on device" not in str(error) and min(free.values()) > FULL_BYTES:  # torch says it in no words
+        return ""
+    listed = ", ".join(f"{place} ({number / 1e6:.0f} MB free)" for place, number in free.items())
+    return f" A disk is full: make room at {listed} or in MLflow's store, and run the flow again. What is done stays."
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A result and the seconds that it took; those of a flow run of its own count its wait for a GPU, too."""
+
+    handle: Handle
+    seconds: float
+
+
+def compute(job: Job) -> Computed:
+    """The result of `job`, here and now.
+
+    Raises:
+        JobFailed: if the step raised.
+    """
+    started = time.perf_counter()
+    return Computed(run_step(job), time.perf_counter() - started)
+
+
+def answer(job: Job) -> bytes:
+    """Compute `job`: its result, or what went wrong, for `read_answer`."""
+    try:
+        return json.dumps(asdict(compute(job))).encode()
+    except JobFailed as failure:
+        return json.dumps({"error": str(failure), "notes": failure.__notes__}).encode()
+
+
+def is_error(text: bytes) -> bool:
+    """Whether an answer says what went wrong."""
+    return "error" in json.loads(text)
+
+
+def read_answer(text: bytes) -> Computed:
+    """What `answer` wrote.
+
+    Raises:
+        JobFailed: if the step raised.
+    """
+    record = json.loads(text)
+    if "error" in record:
+        failure = JobFailed(record["error"])
+        for note in record["notes"]:
+            failure.add_note(note)
+        raise failure
+    return Computed(Handle(**record["handle"]), record["seconds"])
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process as soon as `parent` is no longer its parent."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Adapters for others: the model registry, model cards, and the hub."""

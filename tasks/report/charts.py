@@ -1,0 +1,205 @@
+"""What the report's figures show, from its tables: drawn as pictures (figures.py) and as a page (interactive.py)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lori.choices.domains import DOMAINS
+from lori.evaluation.row_names import UNMERGED, continual_domains, weight_merge
+from tasks.report.table import Estimate, Table, Value
+from tasks.result_files import Pairs
+
+PERCENT, MEAN = "percent", "mean over domains, percent"
+KEPT = "first domain after the second, percent"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's numbers, with their 95 % intervals, by place: of a bar chart a group's name, else a number."""
+
+    name: str
+    points: Sequence[tuple[Any, Estimate]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`kind` is bars (places are groups, in their order) or lines; `log` is of the x axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    kind: str
+    series: Sequence[Series]
+    log: bool = False
+
+    @property
+    def places(self) -> list[Any]:
+        """Of all series, in the order in which they name them."""
+        return list(dict.fromkeys(place for each in self.series for place, _ in each.points))
+
+
+@dataclass(frozen=True)
+class Heat:
+    """`values` by layer and projection; `label` says what and in which unit, `ends` are those of the colours."""
+
+    title: str
+    label: str
+    values: np.ndarray
+    layers: Sequence[str]
+    projections: Sequence[str]
+    ends: tuple[float, float]
+
+
+def charts_of(tables: Mapping[str, Table]) -> dict[str, list[Chart]]:
+    """By table the charts under its heading; none where it has no rows."""
+    found = {name: list(make(tables)) for name, make in CHARTS.items() if tables[name].rows}
+    return {name: charts for name, charts in found.items() if charts}
+
+
+def _series(points: Sequence[tuple[str, Any, Value]]) -> list[Series]:
+    """(name, place, value) grouped by name; what was not computed leaves a gap."""
+    names = dict.fromkeys(name for name, *_ in points)
+    return [
+        Series(name, [(place, value) for n, place, value in points if n == name and isinstance(value, Estimate)])
+        for name in names
+    ]
+
+
+def _single(tables: Mapping[str, Table]) -> Iterator[Chart]:
+    """Groups are metrics, bars methods."""
+    table = tables["single"]
+    metrics = {name: title for name, title in table.columns.items() if "/" in name}
+    points = [(str(row["method"]), title, row.get(name)) for row in table.rows for name, title in metrics.items()]
+    yield Chart(table.title, "", PERCENT, "bars", _series(points))
+
+
+def _merging(tables: Mapping[str, Table]) -> Iterator[Chart]:
+    """Groups are merges, bars methods."""
+    table = tables["merging"]
+    points = [(str(row["method"]), str(row["merge"]).partition(" ")[0], row["mean"]) for row in table.rows]
+    yield Chart(table.title, "", MEAN, "bars", _series(points))
+
+
+def _continual(tables: Mapping[str, Table]) -> Iterator[Chart]:
+    """Groups are pairs of domains, bars what is left of the first one, by method."""
+    table = tables["continual"]
+    points = [(str(row["method"]), str(row["domains"]), row["first_after"]) for row in table.rows]
+    yield Chart(table.title, "", KEPT, "bars", _series(points))
+
+
+def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
+    """The paper's figure 1: (a) scores beside what trains, (b) merges by concat, (c) what is kept of safety."""
+    trained = [row for row in tables["single"].rows if row["num_trainable"]]  # the base has nothing that trains
+    sizes = [(str(row["method"]), row["num_trainable"], row["mean"]) for row in trained]
+    if sizes:
+        yield Chart("(a) An adapter per domain", "trainable entries", MEAN, "lines", _series(sizes), log=True)
+    merges = [(row, str(row["merge"]).partition(" ")[0]) for row in tables["merging"].rows]
+    points = [(str(row["method"]), merge, row["mean"]) for row, merge in merges if merge in (UNMERGED, "concat")]
+    if points:
+        yield Chart("(b) Merged by concat", "", MEAN, "bars", _series(points))
+    if tables["continual"].rows:
+        yield from (replace(chart, title="(c) Continual learning") for chart in _continual(tables))
+
+
+def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
+    """A panel a setting, with lines where numbers have room between; continual: what is kept by what is learned."""
+    table = tables["ablations"]
+    for setting in dict.fromkeys(str(row["setting"]) for row in table.rows):
+        rows = [row for row in table.rows if row["setting"] == setting]
+        if domains := continual_domains(setting):
+            yield _trade(*domains, rows)
+        elif len(rows) > len({row["method"] for row in rows}):  # else one value alone, which the table shows
+            numbers = {str(row["value"]): _number(str(row["value"])) for row in rows}
+            log, is_line = weight_merge(setting) is not None, None not in numbers.values()
+            if is_line:
+                rows.sort(key=lambda row: numbers[str(row["value"])] or 0.0)
+                is_line = log or not _are_crowded([number for number in numbers.values() if number is not None])
+            places = numbers if is_line else {text: text for text in numbers}
+            points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
+            yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log and is_line)
+
+
+def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
+    """The first domain's score over the new one's, a point for each number of rows that it trained on."""
+    points = [
+        (str(row["method"]), learned.mean, row.get(DOMAINS[first].headline))
+        for row in rows
+        if isinstance(learned := row.get(DOMAINS[new].headline), Estimate)
+    ]
+    return Chart(f"{first} → {new}", f"{new}, percent", KEPT, "lines", _series(points))
+
+
+def _are_crowded(numbers: Sequence[float]) -> bool:
+    """Whether two would share their place on an axis, as sparsities near 1 do."""
+    return float(np.diff(np.sort(numbers)).min(initial=np.inf)) < np.ptp(numbers) / 12
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+CHARTS: dict[str, Callable[[Mapping[str, Table]], Iterator[Chart]]] = {
+    "claims": _claims,
+    "single": _single,
+    "merging": _merging,
+    "continual": _continual,
+    "ablations": _ablations,
+}
+
+
+def interference_heats(pairs: Pairs) -> list[Heat]:
+    """|cosine| by layer and projection, a panel a method, means over pairs of domains and seeds."""
+    maps = {method: by_module(found, lambda module: abs(module["cosine"])) for method, found in pairs.items()}
+    top = max((np.nanmax(values) for values, *_ in maps.values()), default=1.0) or 1.0
+    label = "|cosine of ΔW|, mean over pairs of domains"
+    return [Heat(method, label, *found, ends=(0.0, float(top))) for method, found in maps.items()]
+
+
+def overlap_heats(pairs: Pairs) -> list[Heat]:
+    """How far two domains' masks overlap beyond chance, a panel a method that has masks."""
+    masked = {method: found for method, found in pairs.items() if found[0]["overlap"] is not None}
+    maps = {method: by_module(found, lambda module: module["z"]) for method, found in masked.items()}
+    top = max((float(np.nanmax(np.abs(values))) for values, *_ in maps.values()), default=1.0) or 1.0
+    label = "overlap of masks, standard deviations above chance"
+    return [Heat(method, label, *found, ends=(-top, top)) for method, found in maps.items()]
+
+
+def sparsity_heats(pairs: Pairs, method: str) -> list[Heat]:
+    """The paper's figure 3: the share of B's entries that a domain's mask leaves at zero, a panel a domain."""
+    found = [pair for pair in pairs.get(method, ()) if pair["overlap"] is not None]
+    domains = dict.fromkeys(domain for pair in found for domain in pair["domains"])
+    heats = []
+    for domain in domains:
+        of_domain = [pair for pair in found if domain in pair["domains"]]
+        sides = [pair["domains"].index(domain) for pair in of_domain]
+        modules = [
+            {**pair, "modules": {name: {"kept": module["kept"][side]} for name, module in pair["modules"].items()}}
+            for pair, side in zip(of_domain, sides, strict=True)
+        ]
+        values = by_module(modules, lambda module: 100 * (1 - module["kept"]))
+        heats.append(Heat(domain, f"zeros in {method}'s masks, percent", *values, ends=(0.0, 100.0)))
+    return heats
+
+
+def by_module(
+    found: Sequence[Mapping[str, Any]], value_of: Callable[[Mapping[str, Any]], float]
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """The mean of `value_of` over pairs as (layers, projections), with their names."""
+    places = {module: (_layer(module), module.rpartition(".")[2]) for module in found[0]["modules"]}
+    layers = list(dict.fromkeys(layer for layer, _ in sorted(places.values(), key=lambda place: int(place[0]))))
+    projections = list(dict.fromkeys(projection for _, projection in places.values()))
+    values = np.full((len(layers), len(projections)), np.nan)
+    for module, (layer, projection) in places.items():
+        of_module = [value_of(pair["modules"][module]) for pair in found]
+        values[layers.index(layer), projections.index(projection)] = np.mean(of_module)
+    return values, layers, projections
+
+
+def _layer(module: str) -> str:
+    numbers = [part for part in module.split(".") if part.isdigit()]
+    return numbers[0] if numbers else "0"

@@ -1,0 +1,106 @@
+"""The cells of a report, grouped into rows, with their means and errors."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lori.choices.domains import DOMAINS
+from lori.evaluation.row_names import UNMERGED
+from lori.evaluation.scoring import mean_of
+from tasks.report.paper_tables import OVER_REFUSAL_RATE
+from tasks.report.table import Estimate, combine
+from tasks.results import Handle
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A result of one seed and its place: `table` is a row of `TABLES`, `row` says which row and seed.
+
+    `row` has `method` and `seed`, and by table: `domain`; `merge` and `weights`; `first_domain` and `new_domain`;
+    `setting`, `value` and `domain`.
+    `scores` are of `adapter`; in `continual` also those of the adapter it started from (another run).
+    """
+
+    table: str
+    row: Mapping[str, Any]
+    adapter: Handle
+    scores: Sequence[Handle]
+
+
+Seeds = dict[int, dict[str, float]]  # the metrics of each seed
+
+
+def of_table(cells: Sequence[Cell], table: str) -> list[Cell]:
+    """The cells of one table."""
+    return [cell for cell in cells if cell.table == table]
+
+
+def grouped(cells: Sequence[Cell], *labels: str) -> dict[tuple[Any, ...], list[Cell]]:
+    """Cells by the values of `labels`, in the order in which those come first."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.row[label] for label in labels), []).append(cell)
+    return groups
+
+
+def by_seed(cells: Sequence[Cell], *, of_adapter: bool = True) -> Seeds:
+    """The metrics of a row; without `of_adapter`, of what its adapters started from."""
+    seeds: Seeds = {}
+    for cell in cells:
+        for scores in cell.scores:
+            if (scores.run_id == cell.adapter.run_id) == of_adapter:
+                seeds.setdefault(cell.row["seed"], {}).update(scores.metrics)
+    return seeds
+
+
+def estimate_of(seeds: Seeds, metric: str) -> Estimate | None:
+    """The mean over seeds and its error; None where no seed has the metric."""
+    measured = [metrics for metrics in seeds.values() if metric in metrics]
+    if not measured:
+        return None
+    return combine([m[metric] for m in measured], [m[f"{metric}_se"] for m in measured])
+
+
+def mean_estimate(seeds: Seeds, metrics: Sequence[str]) -> Estimate | None:
+    """The mean over `metrics`, of the seeds that have them all: means over different domains do not compare."""
+    complete = [found for found in seeds.values() if all(metric in found for metric in metrics)]
+    if not complete:
+        return None
+    means = [mean_of([(found[metric], found[f"{metric}_se"]) for metric in metrics]) for found in complete]
+    return combine([mean for mean, _ in means], [error for _, error in means])
+
+
+def headline_means(cells: Sequence[Cell]) -> dict[tuple[str, str], Estimate]:
+    """By method and merge, `UNMERGED` for an adapter each: the mean over domains of their headline metrics."""
+    means: dict[tuple[str, str], Estimate] = {}
+    for table in ("single", "merging"):
+        chosen = of_table(cells, table)
+        headlines = headlines_of(metric_columns(chosen))
+        labels = ("method", "merge") if table == "merging" else ("method",)
+        for group_labels, group in grouped(chosen, *labels).items():
+            if estimate := mean_estimate(by_seed(group), headlines):
+                method, merge = (*group_labels, UNMERGED)[:2]
+                means[method, merge] = estimate
+    return means
+
+
+def metric_columns(cells: Sequence[Cell]) -> dict[str, str]:
+    """The headline metric of each domain that was scored, and over-refusal beside safety, with their titles."""
+    found = {name for cell in cells for scores in cell.scores for name in scores.metrics}
+    columns = {domain.headline: f"{domain.title} ↑" for domain in DOMAINS.values() if domain.headline in found}
+    return columns | ({OVER_REFUSAL_RATE: "Over-refusal ↓"} if OVER_REFUSAL_RATE in found else {})
+
+
+def headlines_of(metrics: Iterable[str]) -> list[str]:
+    """Those of them that a mean over domains is of."""
+    return [metric for metric in metrics if metric != OVER_REFUSAL_RATE]
+
+
+def mean_num_trainable(cells: Sequence[Cell]) -> int:
+    """Of one adapter, on average: masks of different domains may keep a few entries more on a tie."""
+    return round(sum(cell.adapter.metrics["num_trainable"] for cell in cells) / len(cells))
+
+
+def models_of(cells: Sequence[Cell]) -> list[str]:
+    """The adapters of a row, each once."""
+    return list(dict.fromkeys(cell.adapter.uri for cell in cells))
