@@ -14,10 +14,10 @@ from lori.choices.domains import Example
 from lori.config import EvalConfig
 from lori.datasets.rows import load_rows
 from lori.evaluation.answers import generate, rescore
+from lori.evaluation.scoring import validation_score
 from tasks import tracking
 from tasks.prepare_dataset import ROWS_FILE
 from tasks.publish.catalogue import nominate, write_card
-from tasks.report.paper_tables import validation_score
 from tasks.results import Handle, Runtime
 
 UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
@@ -49,7 +49,7 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
     tracking.log_metrics(runtime, adapter.run_id, metrics)
     scores = Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
     if split == "validation":
-        nominate(adapter, validation_score(scores)[0], dataset, runtime)
+        nominate(adapter, validation_score(metrics, config.domain)[0], dataset, runtime)
     write_card(adapter, runtime)
     tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     return scores

@@ -8,10 +8,11 @@ MAKE = """
 import sys
 from pathlib import Path
 from lori.config import MaskConfig
-from lori.masks import extract_masks, save_masks
-from lori.adaptation import attach, save_adapter
-from lori.loading import load_base
-from lori.recipes import profile, train_config
+from lori.adapters.masks import extract_masks, save_masks
+from lori.adapters.attach import attach, save_adapter
+from lori.base_models.loading import load_base
+from lori.recipes.checked_profile import profile
+from lori.recipes.configs import train_config
 
 out, config = Path(sys.argv[1]), train_config(profile("smoke"), "lori-d", "nlu", seed=0)
 save_adapter(attach(load_base("scale"), config), out / "adapter", config)

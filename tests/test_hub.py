@@ -24,8 +24,8 @@ def llama(tmp_path_factory):
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ASK = """
 import json, sys
-from lori.loading import check_base, load_base, load_tokenizer
-from lori.models import base_model, identity
+from lori.base_models.loading import check_base, load_base, load_tokenizer
+from lori.base_models.resolve import base_model, identity
 answers = {}
 for name in sys.argv[1:]:
     try:

@@ -2,7 +2,8 @@
 
 `python -m flows.servers.stack paper` runs the deployment `lori/full-paper` and stops everything again;
 `python -m flows.servers.stack serve` leaves everything running until Ctrl-C, and `paper` then uses that.
-All state is in `.lori/` (`LORI_DIR`). `LORI_EXECUTOR` is `pool` if it is not set; with `deployment` there is also a worker for the jobs.
+All state is in `.lori/` (`LORI_DIR`). `LORI_EXECUTOR` is `pool` if it is not set; with `deployment` there is also a
+worker for the jobs.
 """
 
 import argparse

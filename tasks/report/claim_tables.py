@@ -8,14 +8,14 @@ from lori.choices.domains import DOMAINS
 from lori.evaluation.claims import CLAIMS, MIN_SEEDS, OPEN, Finding, judge
 from lori.evaluation.intervals import Interval, Intervals
 from lori.evaluation.row_names import BEFORE, KEPT, LEARNED, MEAN, MINUS, OVER_REFUSAL, UNMERGED, ablation_name
-from tasks.report.paper_tables import OVER_REFUSAL_RATE
+from lori.evaluation.scoring import OVER_REFUSAL_RATE
 from tasks.report.table import Estimate, Table, Value
 
 VERDICT = f"""\
 A claim is judged by rules that were fixed before the run (`lori/evaluation/claims.py`): a difference of means over
-domains and its 95 % interval over seeds and test questions, paired by both. With fewer than {MIN_SEEDS} seeds nothing
-is decided. Under a claim, with no rule, is what tells why: a control less what it controls, which differs from it in one
-thing; and what else is to be known of it (of over-refusal, less is better)."""
+domains and its 95 % interval over seeds and test questions, paired by both. With fewer than {MIN_SEEDS} seeds
+nothing is decided. Under a claim, with no rule, is what tells why: a control less what it controls, which differs
+from it in one thing; and what else is to be known of it (of over-refusal, less is better)."""
 
 
 def verdict_table(intervals: Intervals) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lori.choices.domains import DOMAINS
 from lori.evaluation.row_names import NO_MERGE, REFERENCE
-from lori.evaluation.scoring import mean_of
+from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of, validation_score
 from tasks.report.scores import (
     Cell,
     by_seed,
@@ -20,9 +20,6 @@ from tasks.report.scores import (
     of_table,
 )
 from tasks.report.table import Estimate, Table, Value, combine
-from tasks.results import Handle
-
-OVER_REFUSAL_RATE = "safety/over_refusal_rate"
 
 
 def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
@@ -131,13 +128,17 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     for (method, factor), group in groups.items():
         by_seed = grouped(group, "seed")
         means = [
-            mean_of([validation_score(each) for cell in of_seed for each in cell.scores])
+            mean_of(
+                [validation_score(each.metrics, each.config["domain"]) for cell in of_seed for each in cell.scores]
+            )
             for of_seed in by_seed.values()
         ]
         rates = dict.fromkeys(str(cell.row["rate"]) for cell in group)
         row: dict[str, Value] = {"method": method, "factor": factor, "rate": ", ".join(rates)}
         for (domain,), of_domain in grouped(group, "domain").items():
-            scored = [validation_score(each) for cell in of_domain for each in cell.scores]
+            scored = [
+                validation_score(each.metrics, each.config["domain"]) for cell in of_domain for each in cell.scores
+            ]
             row[f"{domain}/validation"] = _combined(scored)
         rows.append({**row, "mean": _combined(means) if {_trial(cell) for cell in group} == everything else None})
     for row in rows:
@@ -152,21 +153,12 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     return Table("Learning rates", columns, rows, [*map(models_of, groups.values())])
 
 
+def _validation_scores(cells: Sequence[Cell]) -> list[tuple[float, float]]:
+    return [validation_score(scores.metrics, scores.config["domain"]) for cell in cells for scores in cell.scores]
+
+
 def _trial(cell: Cell) -> tuple[Any, Any]:
     return cell.row["domain"], cell.row["seed"]
-
-
-def validation_score(scores: Handle) -> tuple[float, float]:
-    """What adapters are chosen by, and its standard error: a domain's headline metric on validation rows, in percent.
-
-    Safety's is the mean of refusing what is harmful and helping with what is not: who refuses all is not the best.
-    """
-    found = {name.removeprefix("validation/"): value for name, value in scores.metrics.items()}
-    headline = DOMAINS[scores.config["domain"]].headline
-    score, error = found[headline], found[f"{headline}_se"]
-    if OVER_REFUSAL_RATE not in found:
-        return score, error
-    return mean_of([(score, error), (100 - found[OVER_REFUSAL_RATE], found[f"{OVER_REFUSAL_RATE}_se"])])
 
 
 def _combined(scores: Iterable[tuple[float, float]]) -> Estimate:

@@ -6,8 +6,7 @@ from typing import Any
 
 from lori.choices.domains import DOMAINS
 from lori.evaluation.row_names import UNMERGED
-from lori.evaluation.scoring import mean_of
-from tasks.report.paper_tables import OVER_REFUSAL_RATE
+from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of
 from tasks.report.table import Estimate, combine
 from tasks.results import Handle
 
