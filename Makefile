@@ -19,7 +19,7 @@ serve: .venv/ready  ## servers and workers until Ctrl-C; `make paper` then uses 
 
 smoke: .venv/ready  ## every kind of stage, with no servers to start
 	@echo "Every kind of stage once: about a minute."
-	$(BIN)/python -m flows.paper --profile smoke
+	$(BIN)/python -m flows full-paper
 
 test: .venv/ready
 	@$(BWRAP)

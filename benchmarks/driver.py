@@ -11,12 +11,12 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from prefect import flow  # noqa: E402
-from prefect.futures import wait  # noqa: E402
-
 from flows.adapt import single_domain  # noqa: E402
 from flows.continual import continual_learning  # noqa: E402
 from flows.merge import merging  # noqa: E402
+from prefect import flow  # noqa: E402
+from prefect.futures import wait  # noqa: E402
+
 from flows.study.run import THREADS, ask_all, begin  # noqa: E402
 from tasks.engine.cells import recalled, submit_task  # noqa: E402
 

@@ -25,10 +25,11 @@ from lori.adapters.attached import b_shapes
 from lori.adapters.masks import random_masks
 from lori.base_models.loading import load_tokenizer
 from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.choices.hardware import GPUS
 from lori.choices.methods import METHODS as ROWS_OF_METHODS
 from lori.config import MaskConfig, TrainConfig, TrainRuntime
 from lori.datasets.tokenise import IGNORED, Rows
-from lori.plan.hardware import GPUS, train_flops, train_memory
+from lori.plan.costs import train_flops, train_memory
 from lori.plan.sizes import adapter_of, sizes_of
 from lori.plan.token_counts import TokenCounts, training_parts
 from lori.recipes.paper_numbers import paper_config

@@ -20,7 +20,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 
 from tasks.engine.job_process import FLOW_RUN, Listener, run_in_process
-from tasks.engine.jobs import Computed, Job, JobFailed, job_key, make_job
+from tasks.engine.jobs import Computed, Job, JobFailed, make_job
+from tasks.engine.locks import LOCKS
 
 SHOW_SECONDS = 5
 
@@ -31,7 +32,7 @@ def job(
     name: str,
     config: dict[str, Any],
     inputs: dict[str, Any],
-    place: dict[str, Any],
+    told: dict[str, Any],
     key: str,
 ) -> State:
     """Compute one cell. The driver of a study asks for it; by hand there is no reason to.
@@ -41,12 +42,12 @@ def job(
         name: What the cell is, for people.
         config: The fields of the step's config (lori/config.py).
         inputs: The handles that it reads, each as its fields.
-        place: Fields of Runtime (lori/config.py) that the study was told; this worker's environment says the others.
+        told: What the study says of where to compute (tasks/results.py); this worker's environment says the rest.
         key: The cell's key, as the driver's code names it.
     """
     log = get_run_logger()
     try:
-        done, waited = _compute(make_job(step, name, config, inputs, place), key, log)
+        done, waited = _compute(make_job(step, name, config, inputs, told), key, log)
     except JobFailed as failure:
         log.error("\n".join([str(failure), *getattr(failure, "__notes__", [])]))
         return Failed(message=str(failure))
@@ -64,14 +65,16 @@ def _compute(asked: Job, key: str, log: Any) -> tuple[Computed, float]:
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ValueError("This worker has no MLFLOW_TRACKING_URI: its results would be where nobody finds them.")
-    if job_key(asked) != key:
+    if asked.key != key:
         raise ValueError(
-            f"The driver calls this cell {key}, the code here {job_key(asked)}: they must be of the same commit."
+            f"The driver calls this cell {key}, the code here {asked.key}: they must be of the same commit."
         )
     os.environ[FLOW_RUN] = str(flow_run.id)
     show = progress_shower(log)
     started = time.monotonic()
-    done = run_in_process(asked, Listener(on_line=log.info, on_progress=show, check=lambda: None))
+    with LOCKS.held(key, os.environ[FLOW_RUN]):  # against what an attempt left here that was given up
+        listener = Listener(on_line=log.info, on_progress=show, check=lambda: None)
+        done = run_in_process(asked, listener, LOCKS.descriptors(key))
     show({"what": asked.step, "done": 1, "total": 1})
     from tasks import tracking  # MLflow: two seconds, which the job's process has not to wait for
 

@@ -1,78 +1,76 @@
 """The whole paper in one flow: adaptation, merging and continual learning share every cell that they can."""
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+from typing import TYPE_CHECKING
 
-from flows.adapt import single_domain
-from flows.continual import continual_learning
-from flows.merge import merging
-from flows.study.run import THREADS, begin, carry_out, run_name
-from lori.config import Hardware
+from flows import parameters as p
+from flows.tables import STAGES, control_rows
 
-if __name__ == "__main__":
-    from flows.servers.local import use_local_stores
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
-    use_local_stores()  # before Prefect is imported and reads its settings
+METHODS_OF = {
+    "single": "methods",
+    "merging": "merged",
+    "continual": "continual_methods",
+}  # by table, a profile's field
 
 
-@flow(name="lori", flow_run_name=run_name, task_runner=THREADS)
-def full_paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
-    profile: str = "scale",
-    base_model: str | None = None,
-    domains: list[str] | None = None,
-    methods: list[str] | None = None,
-    merge_methods: list[str] | None = None,
-    rank: int | None = None,
-    sparsity: float | None = None,
-    scope: str | None = None,
-    seeds: list[int] | None = None,
-    learning_rates: dict[str, float] | None = None,
-    prompt_style: str | None = None,
-    data_dir: str | None = None,
-    eval_batch_size: int | None = None,
-    hardware: Hardware | None = None,
-    refresh: list[str] | None = None,
-    plan_only: bool = False,
-    push_to: str | None = None,
-) -> State:
-    """Every table of the paper. What is left out is the profile's.
+def paper(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: p.ProfileName = "scale",
+    base_model: p.Base = None,
+    domains: p.Domains = None,
+    methods: p.Methods = None,
+    tables: p.Tables = None,
+    merge_methods: p.MergeMethods = None,
+    weights: p.Weights = None,
+    density: p.Density = None,
+    rank: p.Rank = None,
+    sparsity: p.Sparsity = None,
+    scope: p.Scope = None,
+    seeds: p.Seeds = None,
+    learning_rates: p.LearningRates = None,
+    controls: p.Controls = False,
+    num_control_seeds: p.NumControlSeeds = None,
+    prompt_style: p.PromptStyle = None,
+    data_dir: p.DataDir = None,
+    eval_batch_size: p.BatchSize = None,
+    hardware: p.Machine = None,
+    refresh: p.Refresh = None,
+    plan_only: p.PlanOnly = False,
+    push_to: p.PushTo = None,
+) -> "State":
+    """Compute the tables of the paper. What is left out is the profile's."""
+    from flows.study.run import prepare_study, run_study  # Prefect and MLflow: a wrong parameter waits for neither
 
-    Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py).
-        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/choices/domains.py).
-        methods: Rows of METHODS (lori/choices/methods.py).
-        merge_methods: Rows of MERGE_METHODS (lori/choices/merge_methods.py).
-        rank: Rank r of the adapters; α stays 2 r.
-        sparsity: Share of B's entries that a mask leaves at zero, 0.9 in the paper.
-        scope: Which entries compete for the mask (lori/choices/scopes.py).
-        seeds: One table row is the mean over these.
-        learning_rates: In place of the recipe's, by method, such as those that `sweep` chose.
-        prompt_style: How real rows are written, `plain` or `authors` (lori/datasets/prompts.py).
-        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
-        eval_batch_size: Sequences that are generated at once.
-        hardware: GPU, memory and how training is to fit it (lori/config.py).
-        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
-        plan_only: Say what it would take and compute nothing.
-        push_to: User or organisation of the hub that gets the adapters of the tables, each in a private repository.
-    """
-    overrides = {"base_model": base_model, "domains": domains, "methods": methods, "merge_methods": merge_methods}
-    overrides |= {"prompt_style": prompt_style, "data_dir": data_dir, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only, "push_to": push_to}
-    study = begin(
+    asked = tables or [*STAGES]
+    study = prepare_study(
         profile,
-        **place,
-        **overrides,
+        hardware=hardware,
+        refresh=refresh,
+        plan_only=plan_only,
+        push_to=push_to,
+        base_model=base_model,
+        domains=domains,
+        merge_methods=merge_methods,
+        weights=weights,
+        density=density,
         rank=rank,
         sparsity=sparsity,
         scope=scope,
         seeds=seeds,
         learning_rates=learning_rates,
+        prompt_style=prompt_style,
+        data_dir=data_dir,
+        eval_batch_size=eval_batch_size,
+        adapters_dir=None,
+        **{METHODS_OF[asked[0]]: methods},
     )
-    return carry_out(study, single_domain, merging, continual_learning)
-
-
-if __name__ == "__main__":
-    from flows.servers.local import main
-
-    main(full_paper)
+    stages = [STAGES[table] for table in asked]
+    if not controls:
+        return run_study(study, *stages)
+    return run_study(
+        study.varied(merged=study.profile.continual_methods),  # the claims are about merges of these alone
+        *stages,
+        lambda study: control_rows(study, num_control_seeds),
+        asked={"num_control_seeds": num_control_seeds},
+    )

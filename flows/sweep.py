@@ -1,24 +1,61 @@
 """Learning rates: as many candidates for every method, judged on validation rows alone, and the choice on record."""
 
-if __name__ == "__main__":
-    from flows.servers.local import use_local_stores
-
-    use_local_stores()  # before Prefect is imported and reads its settings
-
 from itertools import product
+from typing import TYPE_CHECKING
 
-from prefect import flow
-from prefect.client.schemas.objects import State
-
-from flows.adapt import adapter, scores
+from flows import parameters as p
 from flows.study.comparison import Row
-from flows.study.run import THREADS, Study, begin, carry_out, run_name
+from flows.tables import adapter, scores
 from lori.choices.profiles import SWEEP_FACTORS
-from lori.config import Hardware
 from lori.recipes.configs import train_config
 
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
-def rates(study: Study, factors: list[float]) -> list[Row]:
+    from flows.study.run import Study
+
+
+def sweep(  # noqa: PLR0913 a flow's parameters are its form in Prefect
+    profile: p.ProfileName = "scale",
+    base_model: p.Base = None,
+    domains: p.Domains = None,
+    methods: p.Methods = None,
+    factors: p.Factors = None,
+    seeds: p.Seeds = None,
+    data_dir: p.DataDir = None,
+    eval_batch_size: p.BatchSize = None,
+    hardware: p.Machine = None,
+    refresh: p.Refresh = None,
+    plan_only: p.PlanOnly = False,
+) -> "State":
+    """Train every method at several learning rates and name the best by validation rows; no test row is read.
+
+    The choice is for the parameter `learning_rates` of the other flows: no recipe changes by itself. Take other seeds
+    than those that a report is of.
+    """
+    from flows.study.run import prepare_study, run_study  # Prefect and MLflow: a wrong parameter waits for neither
+
+    chosen = list(SWEEP_FACTORS) if factors is None else factors
+    if not chosen or min(chosen) <= 0:
+        raise ValueError(f"factors are positive numbers, not {factors}.")
+    study = prepare_study(
+        profile,
+        hardware=hardware,
+        refresh=refresh,
+        plan_only=plan_only,
+        base_model=base_model,
+        domains=domains,
+        methods=methods,
+        seeds=seeds,
+        data_dir=data_dir,
+        eval_batch_size=eval_batch_size,
+    )
+    if study.profile.num_validation is None:
+        raise ValueError(f"{profile} has no validation rows: the paper's datasets have no such split.")
+    return run_study(study, lambda study: rates(study, chosen), asked={"factors": chosen})
+
+
+def rates(study: "Study", factors: list[float]) -> list[Row]:
     """A row for each method and rate: its recipe's, times each of `factors`, on every domain's validation rows.
 
     LoRI-S keeps the mask of LoRI-D at its usual rate, whatever rate it trains at.
@@ -32,52 +69,3 @@ def rates(study: Study, factors: list[float]) -> list[Row]:
         labels = {"method": method, "factor": f"{factor:g}", "rate": f"{rate:g}", "domain": domain, "seed": seed}
         rows.append(Row("sweep", labels, done, [scores(study, done, domain, "validation")]))
     return rows
-
-
-@flow(name="sweep", flow_run_name=run_name, task_runner=THREADS)
-def sweep(  # noqa: PLR0913 a flow's parameters are its form in Prefect
-    profile: str = "scale",
-    base_model: str | None = None,
-    domains: list[str] | None = None,
-    methods: list[str] | None = None,
-    factors: list[float] | None = None,
-    seeds: list[int] | None = None,
-    data_dir: str | None = None,
-    eval_batch_size: int | None = None,
-    hardware: Hardware | None = None,
-    refresh: list[str] | None = None,
-    plan_only: bool = False,
-) -> State:
-    """Train every method at several learning rates and name the best by validation rows; no test row is read.
-
-    The choice is for the parameter `learning_rates` of the other flows: no recipe changes by itself.
-
-    Args:
-        profile: Sizes and defaults, a row of PROFILES (lori/choices/profiles.py) that has validation rows.
-        base_model: A row of BASE_MODELS (lori/base_models/resolve.py), a hub id, or a folder.
-        domains: Rows of DOMAINS (lori/choices/domains.py).
-        methods: Rows of METHODS (lori/choices/methods.py).
-        factors: What each method's own rate is multiplied by; SWEEP_FACTORS (lori/choices/profiles.py) where left out.
-        seeds: A rate's score is the mean over these; take others than those that a report is of.
-        data_dir: Folder of the real datasets; `LORI_DATA`, or the hub, where left out.
-        eval_batch_size: Sequences that are generated at once.
-        hardware: GPU, memory and how training is to fit it (lori/config.py).
-        refresh: Cells to compute again: `all`, steps, or first words of titles such as `train lora math`.
-        plan_only: Say what it would take and compute nothing.
-    """
-    chosen = list(SWEEP_FACTORS) if factors is None else [float(factor) for factor in factors]
-    if not chosen or min(chosen) <= 0:
-        raise ValueError(f"factors are positive numbers, not {factors}.")
-    overrides = {"base_model": base_model, "domains": domains, "methods": methods, "data_dir": data_dir}
-    overrides |= {"seeds": seeds, "eval_batch_size": eval_batch_size}
-    place = {"hardware": hardware, "refresh": refresh, "plan_only": plan_only}
-    study = begin(profile, **place, **overrides)
-    if study.profile.num_validation is None:
-        raise ValueError(f"{profile} has no validation rows: the paper's datasets have no such split.")
-    return carry_out(study, lambda study: rates(study, chosen), asked={"factors": chosen})
-
-
-if __name__ == "__main__":
-    from flows.servers.local import main
-
-    main(sweep)

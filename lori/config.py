@@ -141,20 +141,6 @@ class InterferenceConfig:
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What a flow run has to compute with, and how a training is to fit it.
-
-    `gpu` is a row of `GPUS` (lori/plan/hardware.py): cells that can't fit it are then refused before anything is
-    computed. `num_gpus` train one adapter together.
-    """
-
-    gpu: str | None = None
-    num_gpus: int = 1
-    micro_batch_tokens: int = 4096
-    gradient_checkpointing: bool = False
-
-
-@dataclass(frozen=True)
 class TrainRuntime:
     """How a training runs on its machine: nothing here moves a result by more than the last bits of its sums.
 

@@ -30,7 +30,7 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
 
     Completions are stored before they are scored: an attempt after one that did not end scores those.
     """
-    name, place = f"{adapter.name} on {config.domain}", f"{config.domain}-{key[-8:]}"
+    name, place = f"{adapter.name} on {config.domain}", _place(key, config.domain)
     examples = load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)
     unscored = None if runtime.refresh else tracking.find_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     if unscored:
@@ -51,8 +51,17 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
     if split == "validation":
         nominate(adapter, validation_score(metrics, config.domain)[0], dataset, runtime)
     write_card(adapter, runtime)
-    tracking.drop_directory(runtime, adapter.run_id, f"{UNSCORED}/{place}")
     return scores
+
+
+def _place(key: str, domain: str) -> str:
+    return f"{domain}-{key[-8:]}"
+
+
+def forget(scores: Handle, runtime: Runtime) -> None:
+    """The scores are saved: nobody needs the completions that wait for them."""
+    place = _place(scores.key, scores.config["domain"])
+    tracking.drop_directory(runtime, scores.run_id, f"{UNSCORED}/{place}")
 
 
 def _generate(

@@ -5,13 +5,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from lori.config import TrainRuntime
 from tasks.results import Runtime
 
 POLL_SECONDS = 0.1
 ROOT = Path(__file__).resolve().parents[1]  # the checkout: a process started elsewhere imports this code
+NOTHING_TOLD = Runtime()
 # Of every process that computes: sums over more threads have other last bits, and two processes share the cores
 COMPUTE_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # torchrun says so. Its processes do not ask MLflow each for itself: answers may differ, and they go the same way
@@ -48,28 +51,25 @@ def try_lock(file: IO[str]) -> bool:
     return True
 
 
-@contextmanager
-def work_dir(key: str, *, while_waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Where this machine keeps the checkpoints of a training, held against its other processes."""
-    directory = state_dir() / "work" / key
-    with locked(directory.with_suffix(".lock"), while_waiting=while_waiting):
-        yield directory
+def work_dir(key: str) -> Path:
+    """Where this machine keeps what a job may go on from, such as the checkpoints of a training."""
+    return state_dir() / "work" / key
 
 
-def local_runtime(**place: Any) -> Runtime:
-    """The `Runtime` of this process: MLflow at `MLFLOW_TRACKING_URI`, or in a file under `state_dir()`.
+def local_runtime(told: Runtime = NOTHING_TOLD) -> Runtime:
+    """`told`, and what it leaves empty as this process has it.
 
-    `place` gives fields of it that a flow run was told; what it leaves out, `LORI_DATA`, `LORI_MODELS`,
-    `LORI_DEVICE` and `LORI_CHECKPOINT_EVERY` say.
+    MLflow is at `MLFLOW_TRACKING_URI`, or in a file under `state_dir()`; the rest is in `MLFLOW_EXPERIMENT_NAME`,
+    `LORI_DATA`, `LORI_MODELS`, `LORI_DEVICE` and `LORI_CHECKPOINT_EVERY`.
     """
     store = f"sqlite:///{state_dir() / 'local' / 'mlflow.db'}"
-    settings = {
+    own = {
         "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or store,
         "cache_dir": str(state_dir() / "cache"),
         "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori",
         "device": os.environ.get("LORI_DEVICE") or "auto",
         "data_dir": os.environ.get("LORI_DATA"),
         "models_dir": os.environ.get("LORI_MODELS"),
-        "checkpoint_every": int(os.environ.get("LORI_CHECKPOINT_EVERY") or Runtime.checkpoint_every),
+        "checkpoint_every": int(os.environ.get("LORI_CHECKPOINT_EVERY") or TrainRuntime.checkpoint_every),
     }
-    return Runtime(**{**settings, **{name: value for name, value in place.items() if value is not None}})
+    return replace(told, **{name: value for name, value in own.items() if not getattr(told, name)})

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lori.choices.hardware import Hardware
+
 KEY_LENGTH = 32  # hex digits: 128 bits, and still readable in a table
 
 
@@ -32,24 +34,22 @@ class Handle:
 class Runtime:
     """Where and how a result is computed. Never part of a key.
 
-    `data_dir` holds the real datasets in their upstream formats (None: the hub), `models_dir` base models in folders,
-    `adapters_dir` published adapters (None: the hub). `device` `auto` is the GPU where there is one.
-    `micro_batch_tokens`, `gradient_checkpointing` and `checkpoint_every` are `TrainRuntime`'s. A training takes
-    `num_gpus`. With `refresh` a result is computed although MLflow has it. `flow_run` is the page or the id of the
-    flow run that asks for the result, for its provenance.
+    A study says some of it, and its jobs carry that to whoever computes them. What is left empty, that process's
+    environment says: see `machine.local_runtime`. `data_dir` holds the real datasets in their upstream formats (None:
+    the hub), `models_dir` base models in folders, `adapters_dir` published adapters (None: the hub). `device` `auto`
+    is the GPU where there is one. `checkpoint_every` counts a training's steps. With `refresh` a result is computed
+    although MLflow has it. `flow_run` is the page or the id of the flow run that asks for it, for its provenance.
     """
 
-    tracking_uri: str
-    cache_dir: str
-    experiment: str
-    device: str = "cpu"
+    tracking_uri: str = ""
+    cache_dir: str = ""
+    experiment: str = ""
+    device: str = ""
     data_dir: str | None = None
     models_dir: str | None = None
     adapters_dir: str | None = None
-    micro_batch_tokens: int = 4096
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 100
-    num_gpus: int = 1
+    hardware: Hardware = field(default_factory=Hardware)
+    checkpoint_every: int = 0
     refresh: bool = False
     flow_run: str = ""
 

@@ -1,10 +1,8 @@
 """Train an adapter, or merge several: fetch, one `lori` call, save, log."""
 
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,11 +16,11 @@ from lori.datasets.tokenise import tokenise
 from lori.training.trainer import train
 from tasks import tracking
 from tasks.engine import shutdown
-from tasks.machine import IS_FIRST, IS_ONE_OF_SEVERAL, state_dir, work_dir
+from tasks.machine import IS_FIRST, IS_ONE_OF_SEVERAL, work_dir
 from tasks.prepare_dataset import ROWS_FILE
 from tasks.publish.catalogue import Entry, enter, suffix, write_card
 from tasks.results import Handle, Runtime
-from tasks.train_callback import Watch, forget, restore
+from tasks.train_callback import Watch, restore
 
 CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 
@@ -50,7 +48,7 @@ def train_adapter(  # noqa: PLR0913 each is another input
     name = _train_name(config, start_from)
     training = Training(config, name, key, dataset, mask, start_from, a_from)
     if not IS_FIRST:
-        _train(training, None, state_dir() / "work" / key, runtime)
+        _train(training, None, runtime)
         return Handle("adapter", key, name, "", "", "")
     params = {**asdict(config), **_origin(mask, start_from)}
     tags = {
@@ -59,34 +57,18 @@ def train_adapter(  # noqa: PLR0913 each is another input
         "lori.domain": config.domain,
         "lori.seed": str(config.seed),
     }
-    # That of several processes is held by who started them, and was looked for by it
-    held = nullcontext(state_dir() / "work" / key) if IS_ONE_OF_SEVERAL else work_dir(key)
-    with held as work:
-        if not IS_ONE_OF_SEVERAL and not runtime.refresh and (found := tracking.find_handle(runtime, key)):
-            return found  # of another process, which had the work directory before
-        handle = _logged(training, work, tags=tags, params=params, runtime=runtime)
-        tracking.save_handle(runtime, handle)  # before what it was made from is forgotten
-        forget(runtime, handle.run_id, work)
-    return handle
-
-
-def _logged(
-    training: "Training", work: Path, *, tags: dict[str, str], params: dict[str, Any], runtime: Runtime
-) -> Handle:
-    """Train, with all that MLflow is told of it."""
-    name, key = training.name, training.key
+    work = work_dir(key)
     with tracking.logged_run(runtime, key, name, tags=tags, params=params) as run_id:
-        tracking.link_dataset(runtime, run_id, training.dataset, "train")
+        tracking.link_dataset(runtime, run_id, dataset, "train")
         restore(runtime, run_id, work / CHECKPOINTS)
         with tracking.system_metrics(runtime, run_id):
-            curve, metrics = _train(training, run_id, work, runtime)
+            curve, metrics = _train(training, run_id, runtime)
         uri, sha256 = tracking.log_model(runtime, run_id, key, work / OUT, kind="adapter", name=name, params=params)
         tracking.log_curve(runtime, run_id, curve)
         tracking.log_metrics(runtime, run_id, metrics)
-        inputs = (training.mask, training.start_from, training.a_from)
-        tracking.link_inputs(runtime, run_id, [handle for handle in inputs if handle])
+        tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from, a_from) if handle])
         handle = Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
-        enter(handle, _entry(training.config, training.start_from), runtime)
+        enter(handle, _entry(config, start_from), runtime)
         write_card(handle, runtime)
     return handle
 
@@ -110,15 +92,16 @@ class Training:
 
 
 def _train(
-    training: Training, run_id: str | None, work: Path, runtime: Runtime
+    training: Training, run_id: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, int | float]], dict[str, float]]:
     """Train into `work/adapter`; the curve and the run's metrics."""
     config, mask, start_from = training.config, training.mask, training.start_from
+    work = work_dir(training.key)
     torch.manual_seed(config.seed)
     is_full = method(config.method).kind == "full"
     # What trains itself keeps its weights in fp32 and computes in `dtype`; and it is whole on each process
     place = {
-        "num_shards": 1 if is_full or not IS_ONE_OF_SEVERAL else runtime.num_gpus,
+        "num_shards": 1 if is_full or not IS_ONE_OF_SEVERAL else runtime.hardware.num_gpus,
         "models_dir": runtime.models_dir,
     }
     base = load_base(config.base_model, runtime.device, **place, dtype="float32" if is_full else config.dtype)
@@ -152,8 +135,8 @@ def _train(
 
 def _train_runtime(work: Path, runtime: Runtime) -> TrainRuntime:
     return TrainRuntime(
-        micro_batch_tokens=runtime.micro_batch_tokens,
-        gradient_checkpointing=runtime.gradient_checkpointing,
+        micro_batch_tokens=runtime.hardware.micro_batch_tokens,
+        gradient_checkpointing=runtime.hardware.gradient_checkpointing,
         checkpoint_dir=str(work / CHECKPOINTS),
         checkpoint_every=runtime.checkpoint_every,
     )

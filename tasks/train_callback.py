@@ -14,8 +14,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from lori.training.trainer import curve_of
 from tasks import tracking
 from tasks.engine import progress, shutdown
-from tasks.machine import IS_FIRST
-from tasks.results import Runtime
+from tasks.machine import work_dir
+from tasks.results import Handle, Runtime
 
 LOG = logging.getLogger(__name__)
 CURVE_SECONDS = 30  # between two looks at the curve in MLflow
@@ -92,8 +92,7 @@ class Watch(TrainerCallback):
             LOG.warning("The curve is not in MLflow yet: %s", error)
 
 
-def forget(runtime: Runtime, run_id: str, directory: Path) -> None:
-    """The training is over and its adapter logged: its checkpoints are of no more use."""
-    if IS_FIRST:
-        tracking.drop_checkpoints(runtime, run_id)
-        shutil.rmtree(directory, ignore_errors=True)
+def forget(adapter: Handle, runtime: Runtime) -> None:
+    """The training is over and its adapter saved: its checkpoints are of no more use."""
+    tracking.drop_checkpoints(runtime, adapter.run_id)
+    shutil.rmtree(work_dir(adapter.key), ignore_errors=True)

@@ -27,7 +27,7 @@ from lori.base_models.resolve import LLAMA_PROJECTIONS
 from lori.choices.methods import METHODS
 from lori.config import MaskConfig, TrainConfig
 from lori.plan.activations import Part, activation_bytes
-from lori.plan.hardware import Work, train_flops, train_memory
+from lori.plan.costs import Work, train_flops, train_memory
 from lori.plan.sizes import Sizes, adapter_of, sizes_of
 from lori.training.trainer import summed_token_loss
 

@@ -9,11 +9,11 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 from lori.base_models.loading import load_tokenizer
 from lori.base_models.resolve import LLAMA_PROJECTIONS
 from lori.choices.domains import Example
+from lori.choices.hardware import GPUS
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig, TrainRuntime
 from lori.datasets.rows import make_rows
 from lori.datasets.tokenise import tokenise
 from lori.plan import Place, Plan, PlannedCell, TokenCounts, check, count_tokens, make_plan, to_markdown
-from lori.plan.hardware import GPUS
 from lori.plan.token_counts import training_parts
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import eval_config, train_config

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
-from stores import Store, open_run, runs_of
-
 from flows.adapt import single_domain
 from flows.claims import claimed, controls
 from flows.continual import continual_learning
 from flows.merge import merging
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from stores import Store, open_run, runs_of
+
 from flows.study.checks import note_cell
 from flows.study.comparison import comparison
 from flows.study.run import Study
-from lori.config import Hardware
+from lori.choices.hardware import Hardware
 from lori.evaluation.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
 from lori.evaluation.intervals import Interval, Intervals, from_metrics, to_metrics
 from lori.evaluation.scoring import mean_of

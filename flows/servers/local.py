@@ -4,24 +4,15 @@ The Prefect server of such a run starts before anything that takes long is impor
 together. Prefect would start one as well, when it is first asked for, and leave it behind where its parent is killed.
 """
 
-import argparse
 import atexit
-import json
 import os
-import signal
 import socket
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from flows.servers.services import LOCALHOST, StackError, start, stop, wait_until_healthy
 from tasks.machine import COMPUTE_SETTINGS, state_dir
-
-if TYPE_CHECKING:
-    from prefect import Flow
-
 
 LOCAL_SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the flow prints a line a cell, and failures itself
@@ -115,38 +106,3 @@ def wait_for_local_server() -> None:
         raise RuntimeError("LORI_EXECUTOR=deployment needs PREFECT_API_URL: the Prefect server of the workers.")
     for server in _SERVERS:
         server.wait()
-
-
-def main(flow: "Flow[..., Any]") -> None:
-    """Run `flow` with the parameters on the command line; what a user can mend is one sentence, not a traceback."""
-    from prefect.exceptions import (
-        PrefectException,  # not before `use_local_stores`, and the next not before its server
-    )
-
-    from tasks import tracking
-    from tasks.machine import local_runtime
-
-    parser = argparse.ArgumentParser(description=(flow.description or "").partition("\n")[0])
-    parser.add_argument("--profile", default="smoke", help="a row of PROFILES; smoke if left out")
-    parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="VALUE: JSON or text")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", FutureWarning)  # transformers' to PEFT, nothing that we could mend
-    # Without a handler a termination would be no exit, and nobody would say in Prefect that the flow is over
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
-    try:
-        tracking.import_store(local_runtime().tracking_uri)  # while the server starts
-        wait_for_local_server()
-        flow(profile=options.profile, **dict(map(_parameter, options.param)))
-    except (ValueError, RuntimeError, PrefectException) as error:  # StackError among them
-        sys.exit(f"{flow.name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. What was computed stays: the next run goes on from there.")
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value

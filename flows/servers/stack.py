@@ -39,6 +39,7 @@ from tasks import tracking
 from tasks.engine import gpus
 from tasks.engine.executors import check_executor
 from tasks.machine import ROOT, local_runtime, state_dir, try_lock
+from tasks.results import Runtime
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 MIN_FREE_GB = 2
@@ -223,7 +224,7 @@ def serve(_: Sequence[str]) -> int:
         state.write(json.dumps(asdict(addresses)))
         state.flush()
         say_links(addresses)
-        runtime = local_runtime(tracking_uri=addresses.mlflow)
+        runtime = local_runtime(Runtime(tracking_uri=addresses.mlflow))
         tracking.provision_views(runtime)
         for name, link in tracking.view_links(runtime).items():
             say(f"         {name}: {link}")

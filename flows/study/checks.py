@@ -1,17 +1,14 @@
-"""Before a study starts: whether its base, rows, sandbox and hardware can be used, and which cells it has."""
+"""Before a study starts: whether its base, rows, sandbox and hardware can be used."""
 
 from pathlib import Path
-from typing import Any, cast
 
-from lori import plan
 from lori.base_models.resolve import architecture_of, check_device
+from lori.choices.hardware import GPUS, Hardware
 from lori.choices.profiles import Profile
-from lori.config import Hardware
 from lori.datasets.paper_sources import check_sources
 from lori.evaluation.humaneval_sandbox import check_bubblewrap
 from lori.recipes.checked_profile import base_of
 from lori.recipes.configs import eval_config
-from tasks.engine.cells import Future
 
 
 def check_usable(profile: Profile, *, plan_only: bool) -> None:
@@ -52,15 +49,9 @@ def check_hardware(hardware: Hardware, device: str, *, is_here: bool, plan_only:
     if min(hardware.num_gpus, hardware.micro_batch_tokens) < 1:
         raise ValueError(f"num_gpus and micro_batch_tokens are 1 or more, not {hardware}.")
     if hardware.gpu is None and plan_only:
-        raise ValueError(f"Name the GPU to plan for, as in hardware={{'gpu': 'h100'}}. Known: {', '.join(plan.GPUS)}.")
+        raise ValueError(f"Name the GPU to plan for, as in hardware={{'gpu': 'h100'}}. Known: {', '.join(GPUS)}.")
     if is_here:
         check_device(device, hardware.gpu)
-
-
-def note_cell(*, step: str, name: str, config: Any, inputs: dict[str, Any], place: object) -> Future:  # noqa: ARG001
-    """A cell that is planned and not computed, in the place of its future."""
-    given = [cell for value in inputs.values() for cell in (value if isinstance(value, list) else [value])]
-    return cast(Future, plan.PlannedCell(step, name, config, tuple(given)))
 
 
 def _data_dir(profile: Profile) -> Path | None:

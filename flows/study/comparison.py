@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lori.choices.methods import METHODS
 from lori.evaluation.claims import CLAIMS
@@ -19,8 +19,11 @@ from lori.evaluation.row_names import (
     domain_of,
     sides,
 )
+from lori.plan.cell import Cell
 from lori.recipes.configs import compare_config
-from tasks.engine.cells import Cells, Future, compare_rows
+
+if TYPE_CHECKING:
+    from tasks.engine.cells import Cells  # with Prefect and MLflow
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,12 @@ class Row:
 
     table: str
     labels: Mapping[str, Any]
-    adapter: Future
-    scores: list[Future]
+    adapter: Cell
+    scores: list[Cell]
     usual: str = ""
 
 
-def comparison(cells: Cells, rows: Sequence[Row], asked: Sequence[Row] | None = None) -> Future | None:
+def comparison(cells: "Cells", rows: Sequence[Row], asked: Sequence[Row] | None = None) -> Cell | None:
     """Intervals of the rows' scores over seeds and questions, and of what a comparison is of; None if nothing is.
 
     A row is `lori-s`, `lori-s concat`, `lori-s sparsity 0.5`, or, averaged over new domains, `lori-s before`, `lori-s
@@ -50,9 +53,8 @@ def comparison(cells: Cells, rows: Sequence[Row], asked: Sequence[Row] | None = 
     Of `asked`, `rows` are those that did not fail: of a row the seeds count that have all that was asked of them, so
     that no mean is over fewer domains than another.
     """
-    domains = {future: asked[1].domain for asked, future in cells.futures.items() if asked[0] == "evaluate"}
-    places = _all_places(rows, domains)
-    wanted = Counter((name, seed) for name, _, seed, _ in _all_places(rows if asked is None else asked, domains))
+    places = _all_places(rows)
+    wanted = Counter((name, seed) for name, _, seed, _ in _all_places(rows if asked is None else asked))
     there = Counter((name, seed) for name, _, seed, _ in places)
     places = [place for place in places if there[place[0], place[2]] == wanted[place[0], place[2]]]
     measured: dict[str, dict[str, set[int]]] = {}  # by row and measure the seeds
@@ -66,15 +68,11 @@ def comparison(cells: Cells, rows: Sequence[Row], asked: Sequence[Row] | None = 
             measured[pair] = dict.fromkeys(one, shared)
     if not pairs:
         return None
-    tests = {
-        asked[1].domain: future
-        for asked, future in cells.futures.items()
-        if asked[0] == "dataset" and asked[1].split == "test"
-    }
+    tests = {cell.config.domain: cell for cell in cells.of("dataset") if cell.config.split == "test"}
     names, measures, seeds, scores = zip(*places, strict=True)
     config = compare_config(rows=names, domains=measures, seeds=seeds, pairs=pairs)
     datasets = [tests[domain] for domain in dict.fromkeys(map(domain_of, measures))]
-    return compare_rows(cells, config, scores=[*scores], datasets=datasets)
+    return cells.request("compare", config, scores=[*scores], datasets=datasets)
 
 
 def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) -> set[int]:
@@ -84,12 +82,12 @@ def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) ->
     return set.intersection(*one.values(), *other.values())
 
 
-def _all_places(rows: Sequence[Row], domains: Mapping[Future, str]) -> list[tuple[str, str, int, Future]]:
-    return list(dict.fromkeys(place for row in rows for place in _places(row, domains)))
+def _all_places(rows: Sequence[Row]) -> list[tuple[str, str, int, Cell]]:
+    return list(dict.fromkeys(place for row in rows for place in _places(row)))
 
 
-def _places(row: Row, domains: Mapping[Future, str]) -> Iterator[tuple[str, str, int, Future]]:
-    """Name, measure, seed and score of what the row measured on test rows; `domains` are those of the scores."""
+def _places(row: Row) -> Iterator[tuple[str, str, int, Cell]]:
+    """Name, measure, seed and score of what the row measured on test rows."""
     if row.table == "sweep":
         return
     method, seed = row.labels["method"], row.labels["seed"]
@@ -102,8 +100,8 @@ def _places(row: Row, domains: Mapping[Future, str]) -> Iterator[tuple[str, str,
     for name, score in zip(names[row.table], row.scores, strict=True):
         all_names = [name, f"{name} {row.labels['new_domain']}"] if row.table == "continual" else [name]
         for each in all_names:
-            yield each, domains[score], seed, score
-            if domains[score] == domain_of(OVER_REFUSAL):
+            yield each, score.config.domain, seed, score
+            if score.config.domain == domain_of(OVER_REFUSAL):
                 yield f"{each} {OVER_REFUSAL}", OVER_REFUSAL, seed, score
 
 

@@ -1,6 +1,4 @@
-from .cell import PlannedCell as PlannedCell
-from .cell_costs import Place as Place
-from .hardware import GPUS as GPUS
+from .cell import Cell as Cell
 from .make import Plan as Plan
 from .make import check as check
 from .make import make_plan as make_plan

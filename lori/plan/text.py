@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
-from lori.plan.cell import PlannedCell
-from lori.plan.cell_costs import BYTES_PER_TOKEN, PlanRow
-from lori.plan.hardware import ASSUMED_BANDWIDTH_SHARE, ASSUMED_UTILISATION, GPUS, USABLE_SHARE, Memory
+from lori.plan.cell import Cell
+from lori.plan.cell_costs import BYTES_PER_TOKEN, PlanRow, gpu_of
+from lori.plan.costs import ASSUMED_BANDWIDTH_SHARE, ASSUMED_UTILISATION, USABLE_SHARE, Memory
 from lori.plan.make import Plan
 
 COLUMNS = ("step", "what", "cells", "trainable", "peak GB", "tokens", "PFLOP", "GPU hours", "disk GB")
@@ -24,10 +24,10 @@ def to_markdown(plan: Plan) -> str:
     return "\n\n".join([*filter(None, paragraphs), "\n".join(f"- {note}" for note in _notes(plan))]) + "\n"
 
 
-def _what(cell: PlannedCell) -> str:
+def _what(cell: Cell) -> str:
     """What a line calls a cell."""
     config = cell.config
-    trained = [given.config for given in cell.inputs if isinstance(given.config, TrainConfig)]
+    trained = [given.config for given in cell.sources if isinstance(given.config, TrainConfig)]
     if isinstance(config, TrainConfig):
         first = "".join(f" after {given.domain}" for given in trained)
         return f"{config.method} {config.domain}{first}"
@@ -65,15 +65,15 @@ def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _head(plan: Plan) -> str:
-    place, runtime = plan.place, plan.place.runtime
+    hardware = plan.hardware
     hours = sum(row.gpu_seconds for row in plan.rows) / 3600
     disk = sum(row.disk_bytes for row in plan.rows) / 1e9
-    checkpointing = ", gradient checkpointing" if runtime.gradient_checkpointing else ""
+    checkpointing = ", gradient checkpointing" if hardware.gradient_checkpointing else ""
     return (
         f"Plan of {len(plan.rows):,} cells on {plan.base} ({plan.num_parameters:,} parameters),"
-        f" {place.num_gpus} × {place.gpu}, micro-batches of {runtime.micro_batch_tokens:,} tokens{checkpointing}:"
-        f" **{hours:,.1f} GPU hours**, {hours / place.num_gpus:,.1f} hours if no GPU ever waits, and {disk:,.1f} GB of"
-        " files. Nothing was computed."
+        f" {hardware.num_gpus} × {hardware.gpu or 'cpu'}, micro-batches of {hardware.micro_batch_tokens:,}"
+        f" tokens{checkpointing}: **{hours:,.1f} GPU hours**, {hours / hardware.num_gpus:,.1f} hours if no GPU ever"
+        f" waits, and {disk:,.1f} GB of files. Nothing was computed."
     )
 
 
@@ -105,7 +105,7 @@ def _problems(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    gpu, host = GPUS[plan.place.gpu], max((row.host_bytes for row in plan.rows), default=0)
+    gpu, host = gpu_of(plan.hardware), max((row.host_bytes for row in plan.rows), default=0)
     notes = [
         "GB are 10⁹ bytes. Trainable parameters, tokens to train on and adapter files (without their headers) are"
         " exact. What another cell reads lies once more in the cache of the machine that reads it.",

@@ -10,7 +10,7 @@ from lori.choices.domains import Example
 from lori.config import EvalConfig, TrainConfig
 from lori.datasets.tokenise import IGNORED, cut_prompt, encode_prompts, tokenise
 from lori.plan.activations import Part
-from lori.plan.hardware import Work
+from lori.plan.costs import Work
 from lori.training.batches import plan_micro_batches, plan_steps
 
 

@@ -1,5 +1,6 @@
 """A profile with what a study changes in it, checked before anything is computed."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -27,7 +28,7 @@ def profile(name: str, **overrides: Any) -> Profile:
     given = {key: _frozen(value) for key, value in overrides.items() if value is not None}
     changed = replace(PROFILES[name], **given)
     if "domains" in given or "methods" in given:
-        changed = _narrowed(changed)
+        changed = _narrowed(changed, given)
     return _checked(changed, base_of(changed))
 
 
@@ -42,14 +43,17 @@ def base_of(profile: Profile) -> BaseModel:
     return base_model(profile.base_model, profile.models_dir)
 
 
-def _narrowed(changed: Profile) -> Profile:
+def _narrowed(changed: Profile, given: Collection[str]) -> Profile:
     """Without the merges and continual cells of methods that are not asked for, nor of a domain that is missing."""
+
+    def of(field: str) -> tuple[str, ...]:
+        chosen = getattr(changed, field)
+        return chosen if field in given else tuple(method for method in chosen if method in changed.methods)
+
     return replace(
         changed,
-        merged=tuple(m for m in changed.merged if m in changed.methods) if len(changed.domains) > 1 else (),
-        continual_methods=tuple(m for m in changed.continual_methods if m in changed.methods)
-        if changed.continual_first in changed.domains
-        else (),
+        merged=of("merged") if len(changed.domains) > 1 else (),
+        continual_methods=of("continual_methods") if changed.continual_first in changed.domains else (),
     )
 
 

@@ -1,77 +1,47 @@
 """Where a job is computed: `LORI_EXECUTOR` names a row of `EXECUTORS`."""
 
 import os
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from tasks.engine import gpus, pool, progress
-from tasks.engine.flow_runs import run_as_flow
-from tasks.engine.job_process import Listener, run_in_process
-from tasks.engine.jobs import Computed, Job, JobCancelled, compute, find_result
+from tasks.engine import gpus, pool
+from tasks.engine.shutdown import INTERRUPTED
 
-_INLINE = threading.Lock()  # one at a time: seeds are torch's, and torch's are the process's
-_INTERRUPTED = threading.Event()
-
-
-def run_inline(job: Job) -> Computed:
-    """In this process, one job at a time."""
-    with _INLINE:
-        check_wanted()
-        return compute(job)
-
-
-def run_in_pool(job: Job) -> Computed:
-    """In one of this process's warm workers; each has one torch thread."""
-    shared = pool.shared_pool()
-    check_wanted()  # after it: it may be a new one, made for nobody since an interruption closed the last
-    return pool.run(shared, job)
-
-
-def run_in_subprocess(job: Job) -> Computed:
-    """In a process of its own on this machine, as many at once as there are GPUs."""
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    def show(point: Mapping[str, Any]) -> None:
-        progress.report(**point)
-
-    return run_in_process(job, Listener(on_line=say, on_progress=show, check=check_wanted))
-
-
-def run_on_worker(job: Job) -> Computed:
-    """As a flow run of `lori-job/gpu`, by a worker on any machine."""
-    return run_as_flow(job, check=check_wanted)
-
-
-EXECUTORS: dict[str, Callable[[Job], Computed]] = {
-    "inline": run_inline,
-    "pool": run_in_pool,
-    "subprocess": run_in_subprocess,
-    "deployment": run_on_worker,
+# `module:function`, imported where it is used: from a `Job`, and the open files of its key's lock, to a `Computed`
+EXECUTORS = {
+    "inline": "tasks.engine.jobs:run_inline",  # in this process, one job at a time
+    "pool": "tasks.engine.pool:run_in_pool",  # in one of this process's warm workers, with one torch thread each
+    "subprocess": "tasks.engine.job_process:run_in_subprocess",  # in a process of its own, on this machine's GPUs
+    "deployment": "tasks.engine.flow_runs:run_as_flow",  # as a flow run of `lori-job/gpu`, by a worker anywhere
 }
 HERE = ("inline", "pool")  # in processes that nobody gives a GPU of their own
 
 
-def check_executor(num_gpus: int = 1) -> str:
-    """The name in `LORI_EXECUTOR` (`inline` if unset).
+def executor_name() -> str:
+    """The name in `LORI_EXECUTOR`, `inline` if unset.
 
     Raises:
-        ValueError: if it is no row of `EXECUTORS`, if it can't train on `num_gpus`, if `LORI_WORKERS` is no number of
-            workers, or if `LORI_GPUS` names a GPU that is not there.
+        ValueError: if it is no row of `EXECUTORS`.
     """
     name = os.environ.get("LORI_EXECUTOR", "inline")
     if name not in EXECUTORS:
         raise ValueError(f"Unknown executor LORI_EXECUTOR={name!r}. Known: {', '.join(EXECUTORS)}.")
+    return name
+
+
+def check_executor(num_gpus: int = 1) -> str:
+    """`executor_name`, once it is known that it can be used for trainings on `num_gpus`.
+
+    Raises:
+        ValueError: as `executor_name`; if it can't train on `num_gpus`, if `LORI_WORKERS` is no number of workers, or
+            if `LORI_GPUS` names a GPU that is not there.
+    """
+    name, workers = executor_name(), gpus.num_workers()
     if num_gpus > 1 and name in HERE:
         raise ValueError(
             f"LORI_EXECUTOR={name} trains on one GPU, not {num_gpus}: set it to subprocess (this machine's GPUs) or"
             " deployment (workers)."
         )
-    workers = gpus.num_workers()
     if name == "deployment" and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ValueError("LORI_EXECUTOR=deployment needs MLFLOW_TRACKING_URI: the MLflow server of the workers.")
     if name != "deployment":
@@ -90,36 +60,15 @@ def _check_gpus(executor: str, num_gpus: int, workers: int) -> None:
         )
 
 
-def execute(job: Job) -> Computed:
-    """The result of `job`: MLflow's if it is there, else computed where `LORI_EXECUTOR` says.
-
-    Raises:
-        JobCrashed: if its process died. JobFailed: if the step raised in another process.
-        JobCancelled: if the run was interrupted.
-    """
-    run = EXECUTORS[check_executor(job.num_gpus)]
-    if found := find_result(job):
-        return Computed(found, 0.0)
-    return run(job)
-
-
-def check_wanted() -> None:
-    """Raises:
-    JobCancelled: if the run was interrupted.
-    """
-    if _INTERRUPTED.is_set():
-        raise JobCancelled("The run was interrupted.")
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """On Ctrl-C or a termination signal: end the workers and the jobs that wait, so that no thread holds the exit."""
-    _INTERRUPTED.clear()
+    INTERRUPTED.clear()
     try:
         yield
     except Exception:
         raise
     except BaseException:
-        _INTERRUPTED.set()
+        INTERRUPTED.set()
         pool.close_shared_pool()
         raise

@@ -6,8 +6,8 @@ crashed, was cancelled, or left no result.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
 from typing import TypeVar
@@ -24,7 +24,8 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
 
-from tasks.engine.jobs import Computed, Job, JobCancelled, JobCrashed, JobFailed, find_result, job_key
+from tasks.engine.jobs import Computed, Job, JobCrashed, JobFailed, find_result
+from tasks.engine.shutdown import JobCancelled, check_wanted
 
 DEPLOYMENT = "lori-job/gpu"
 LOOK_SECONDS, SAY_SECONDS = 15, 60  # a job that waits: how often we look for a worker, and say that there is none
@@ -34,8 +35,8 @@ AWAY_SECONDS = 900  # that the server may be away
 T = TypeVar("T")
 
 
-def run_as_flow(job: Job, *, check: Callable[[], None]) -> Computed:
-    """Have a worker compute `job`, and wait. `check` is called while waiting, and may raise.
+def run_as_flow(job: Job, _lock: Sequence[int]) -> Computed:
+    """Have a worker compute `job`, and wait. The lock of its key on the worker's machine is the worker's to take.
 
     Raises:
         JobFailed: if the step raised. JobCrashed: if its process, worker or machine went away.
@@ -45,15 +46,14 @@ def run_as_flow(job: Job, *, check: Callable[[], None]) -> Computed:
         asked_for = _asked_for(client, job)
         is_anothers = _asker_of(client, asked_for) != UUID(flow_run.id)
         try:
-            run = _wait(client, asked_for, job, check)
+            run = _wait(client, asked_for, job)
         except JobCancelled:
             _cancel_with_us(client, asked_for)
             raise
     state, link = run.state, url_for("flow-run", run.id)
     assert state
     # Its result counts more than its state: a run that was given up may have ended all the same
-    found = find_result(replace(job, place={**job.place, "refresh": False}) if state.is_completed() else job)
-    if found:
+    if found := None if job.told.refresh and not state.is_completed() else find_result(job):
         return Computed(found, run.total_run_time.total_seconds())
     if state.is_completed():
         raise JobFailed(
@@ -74,7 +74,7 @@ def run_as_flow(job: Job, *, check: Callable[[], None]) -> Computed:
 def _asked_for(client: SyncPrefectClient, job: Job) -> FlowRun:
     """The flow run of the job: one that is on its way, else a new one under the first attempt that is not over."""
     for attempt in count():
-        idempotency_key = f"{job_key(job)}:{attempt}"
+        idempotency_key = f"{job.key}:{attempt}"
         run = _patiently(lambda key=idempotency_key: _find(client, key))
         if run is None:
             return _patiently(lambda key=idempotency_key: _create(job, key))
@@ -95,7 +95,7 @@ def _create(job: Job, idempotency_key: str) -> FlowRun:
     try:
         created = run_deployment(
             DEPLOYMENT,
-            parameters={**asdict(job), "key": job_key(job)},
+            parameters={**asdict(job), "key": job.key},
             timeout=0,
             idempotency_key=idempotency_key,
             tags=["lori", f"step:{job.step}"],
@@ -110,12 +110,12 @@ def _create(job: Job, idempotency_key: str) -> FlowRun:
         ) from error
 
 
-def _wait(client: SyncPrefectClient, run: FlowRun, job: Job, check: Callable[[], None]) -> FlowRun:
+def _wait(client: SyncPrefectClient, run: FlowRun, job: Job) -> FlowRun:
     started = time.monotonic()
     next_look = started + LOOK_SECONDS
     while run.state is None or not run.state.is_final():
         waited = time.monotonic() - started
-        _sleep(min(MAX_POLL_SECONDS, max(FIRST_POLL_SECONDS, waited / 20)), check)
+        _sleep(min(MAX_POLL_SECONDS, max(FIRST_POLL_SECONDS, waited / 20)))
         run = _patiently(lambda run_id=run.id: client.read_flow_run(run_id))
         if run.start_time is None and time.monotonic() > next_look:
             nobody = _say_if_nobody_comes(client, run, job)
@@ -146,10 +146,10 @@ def _is_over(run: FlowRun) -> bool:
     return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
 
 
-def _sleep(seconds: float, check: Callable[[], None]) -> None:
+def _sleep(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        check()
+        check_wanted()
         time.sleep(min(seconds, 0.2))
 
 

@@ -9,14 +9,15 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.engine import gpus, progress
-from tasks.engine.jobs import Computed, Job, JobCrashed, find_result, job_key, job_to_json, read_answer
-from tasks.machine import COMPUTE_SETTINGS, ROOT, work_dir
+from tasks.engine.jobs import Computed, Job, JobCrashed, job_to_json, read_answer
+from tasks.engine.shutdown import check_wanted
+from tasks.machine import COMPUTE_SETTINGS, ROOT
 
 FLOW_RUN = "LORI_FLOW_RUN"  # the id of the flow run that asked for the job, in its environment
 POLL_SECONDS = 0.1
@@ -37,19 +38,30 @@ class Listener:
     check: Callable[[], None]
 
 
-def run_in_process(job: Job, listener: Listener) -> Computed:
+def run_in_subprocess(job: Job, lock: Sequence[int]) -> Computed:
+    """As `run_in_process`, for a study in this process: its output is printed, its progress shown."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def show(point: Mapping[str, Any]) -> None:
+        progress.report(**point)
+
+    return run_in_process(job, Listener(on_line=say, on_progress=show, check=check_wanted), lock)
+
+
+def run_in_process(job: Job, listener: Listener, lock: Sequence[int] = ()) -> Computed:
     """Wait for free GPUs, compute `job` there in a fresh process, and wait for its end.
+
+    The process keeps the open files in `lock` until it is gone, even if this one is killed.
 
     Raises:
         JobFailed: if the step raised. JobCrashed: if the process died. ValueError: if the GPUs do not exist.
     """
     with (
         gpus.held(job.num_gpus, while_waiting=listener.check) as (ids, descriptors),
-        work_dir(job_key(job), while_waiting=listener.check) if job.num_gpus > 1 else nullcontext(),
         tempfile.TemporaryDirectory(prefix="lori-job-") as scratch,
     ):
-        if job.num_gpus > 1 and (found := find_result(job)):  # its processes would not all see it at the same moment
-            return Computed(found, 0.0)
         job_path, answer_path = Path(scratch, "job.json"), Path(scratch, "answer.json")
         job_path.write_text(job_to_json(job))
         progress_path = Path(scratch, "progress.jsonl")
@@ -59,11 +71,13 @@ def run_in_process(job: Job, listener: Listener) -> Computed:
         own = {progress.PROGRESS_FILE: str(progress_path), "LORI_LAUNCHER": str(os.getpid())}
         with (
             _heard_progress(progress_path, listener),
-            _started(_command(job, job_path, answer_path), ids, descriptors, listener, lines, own) as process,
+            _started(
+                _command(job, job_path, answer_path), ids, [*descriptors, *lock], listener, lines, own
+            ) as process,
         ):
             _wait(process, listener.check)
         if not answer_path.exists():
-            raise JobCrashed(f"{job.title}: {_cause_of_death(process.returncode)}{_last_words(lines)}")
+            raise JobCrashed(f"{job.title}: {cause_of_death(process.returncode)}{_last_words(lines)}")
         return read_answer(answer_path.read_bytes())
 
 
@@ -84,8 +98,7 @@ def _started(
     own: Mapping[str, str],
 ) -> Iterator[subprocess.Popen[str]]:
     """The process, its output read by a thread; it and all that it started are gone when this is left."""
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {**own, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
+    own = {**own, "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
         env={**os.environ, **COMPUTE_SETTINGS, **gpus.environment_of(ids), **own},
@@ -155,7 +168,13 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _cause_of_death(code: int) -> str:
+def python_path() -> str:
+    """What a process that we start has to import this checkout's code, wherever it is started."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def cause_of_death(code: int) -> str:
+    """Of a process with that exit code."""
     if code >= 0:
         return f"its process ended with exit code {code}."
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""

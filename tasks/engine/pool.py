@@ -1,27 +1,31 @@
 """Warm worker processes: one a slot, libraries imported once, one torch thread each, replaced when they die.
 
 A worker is `python -m tasks.engine.pool FD` at the other end of a pipe, a fresh interpreter rather than a
-`multiprocessing` child: a spawned child would import the driver's main module, and all of Prefect, once more.
+`multiprocessing` child: a spawned child would import the driver's main module, and all of Prefect, once more. It
+holds the lock of the key that it computes, as its driver does, which may be killed first.
 """
 
 import atexit
 import heapq
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pkgutil import resolve_name
 
 from tasks.engine.gpus import num_workers
+from tasks.engine.job_process import cause_of_death, python_path
 from tasks.engine.jobs import (
     Computed,
     Job,
-    JobCancelled,
     JobCrashed,
     answer,
     end_with_parent,
@@ -29,8 +33,9 @@ from tasks.engine.jobs import (
     job_to_json,
     read_answer,
 )
+from tasks.engine.shutdown import JobCancelled, check_wanted
 from tasks.engine.steps import STEPS
-from tasks.machine import COMPUTE_SETTINGS, ROOT
+from tasks.machine import COMPUTE_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,18 @@ class Pool:
     closed: bool = False
 
 
-def run(pool: Pool, job: Job) -> Computed:
+def run_in_pool(job: Job, lock: Sequence[int]) -> Computed:
+    """Have one of this process's warm workers compute `job`; `lock` are open files that it keeps until then.
+
+    Raises:
+        JobFailed, JobCrashed, JobCancelled: as `run`.
+    """
+    shared = shared_pool()
+    check_wanted()  # after it: it may be a new one, made for nobody since an interruption closed the last
+    return run(shared, job, lock)
+
+
+def run(pool: Pool, job: Job, lock: Sequence[int] = ()) -> Computed:
     """Wait for a free worker, lower `turn` first, and have it compute `job`.
 
     Raises:
@@ -62,16 +78,28 @@ def run(pool: Pool, job: Job) -> Computed:
     worker = _acquire(pool, job)
     alive: Worker | None = None
     try:
-        worker.connection.send_bytes(job_to_json(job).encode())
+        _send(worker, job, lock)
         answer = worker.connection.recv_bytes()
         alive = worker
     except (EOFError, OSError) as error:
         if pool.closed:
-            raise JobCancelled(f"{job.step} {job.name}: interrupted.") from error
-        raise JobCrashed(f"{job.step} {job.name}: {_cause_of_death(worker)}") from error
+            raise JobCancelled(f"{job.title}: interrupted.") from error
+        raise JobCrashed(f"{job.title}: {cause_of_death(worker.process.wait())}") from error
     finally:
         _release(pool, worker, slot=alive)
     return read_answer(answer)
+
+
+def _send(worker: Worker, job: Job, lock: Sequence[int]) -> None:
+    """What `_receive` takes."""
+    worker.connection.send_bytes(json.dumps([len(lock), job_to_json(job)]).encode())
+    for descriptor in lock:
+        send_handle(worker.connection, descriptor, worker.process.pid)
+
+
+def _receive(connection: Connection) -> tuple[Job, list[int]]:
+    num_descriptors, text = json.loads(connection.recv_bytes())
+    return job_from_json(text), [recv_handle(connection) for _ in range(num_descriptors)]
 
 
 def _acquire(pool: Pool, job: Job) -> Worker:
@@ -80,7 +108,7 @@ def _acquire(pool: Pool, job: Job) -> Worker:
         heapq.heappush(pool.queue, ticket)
         pool.changed.wait_for(lambda: pool.closed or (bool(pool.slots) and pool.queue[0] == ticket))
         if pool.closed:
-            raise JobCancelled(f"{job.step} {job.name}: interrupted before it started.")
+            raise JobCancelled(f"{job.title}: interrupted before it started.")
         heapq.heappop(pool.queue)
         pool.slots.sort(key=lambda slot: slot is None)  # a warm worker before a cold one
         worker = pool.slots[0] or _start_worker()  # which may raise: the slot is taken after it
@@ -99,24 +127,14 @@ def _release(pool: Pool, worker: Worker, *, slot: Worker | None) -> None:
 
 def _start_worker() -> Worker:
     ours, theirs = Pipe()
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.engine.pool", str(theirs.fileno()), str(os.getpid())],
-        env={**os.environ, **COMPUTE_SETTINGS, "PYTHONPATH": python_path},
+        env={**os.environ, **COMPUTE_SETTINGS, "PYTHONPATH": python_path()},
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
     )
     theirs.close()  # else its death would never read as the end of the pipe
     return Worker(process, ours)
-
-
-def _cause_of_death(worker: Worker) -> str:
-    worker.connection.close()
-    code = worker.process.wait()
-    if code >= 0:
-        return f"the worker process ended with exit code {code} (its error output says why)."
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"the worker process was killed by {signal.Signals(-code).name}{hint}."
 
 
 def close(pool: Pool) -> None:
@@ -156,10 +174,13 @@ def serve(connection: Connection) -> None:
         resolve_name(step.body)
     while True:
         try:
-            job = job_from_json(connection.recv_bytes().decode())
+            job, descriptors = _receive(connection)
         except EOFError:
             return
-        connection.send_bytes(answer(job))
+        text = answer(job)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.send_bytes(text)
 
 
 def main() -> None:

@@ -1,13 +1,31 @@
-"""A process that is told to end (SIGTERM): at once, or in a training after the step, which leaves a checkpoint."""
+"""The end of a study or of a job that somebody asks for.
+
+A study that is interrupted (Ctrl-C) raises `JobCancelled` wherever a thread waits. The process of a job that is told
+to end (SIGTERM) ends at once, or in a training after the step, which leaves a checkpoint.
+"""
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 TOLD_TO_END = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
+INTERRUPTED = threading.Event()  # this process's study was
 _requested = False
 _waits = False
+
+
+class JobCancelled(RuntimeError):
+    """The study was interrupted before this job was done."""
+
+
+def check_wanted() -> None:
+    """Raises:
+    JobCancelled: if the study was interrupted.
+    """
+    if INTERRUPTED.is_set():
+        raise JobCancelled("The run was interrupted.")
 
 
 def install() -> None:

@@ -9,18 +9,18 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from flows.adapt import adapt
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from rows import real_data_dir
 from small_base import small_llama
 
-from flows.adapt import adapt
 from flows.paper import full_paper
 from flows.study.run import begin
 from lori.choices.domains import DOMAINS
+from lori.choices.hardware import Hardware
 from lori.choices.methods import METHODS
-from lori.config import Hardware
 from tasks.machine import local_runtime
 
 Computed = Callable[[], list[str]]

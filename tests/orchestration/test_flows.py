@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flows.adapt import adapt
+from flows.claims import claims
+from flows.continual import continual
+from flows.merge import merge
 from mlflow import MlflowClient
 from prefect import Flow
 from prefect.client.orchestration import get_client
@@ -18,15 +22,11 @@ from prefect.utilities.importtools import import_object
 
 import tasks.evaluate
 from flows.ablate import ablate
-from flows.adapt import adapt
-from flows.claims import claims
-from flows.continual import continual
-from flows.merge import merge
 from flows.paper import full_paper
 from flows.scout import scout
 from flows.study.run import begin
 from flows.sweep import sweep
-from lori.config import Hardware
+from lori.choices.hardware import Hardware
 from lori.evaluation.scoring import SCORERS
 from tasks import tracking
 from tasks.engine import cells, pool

@@ -6,6 +6,7 @@ A FLOP is one multiplication or one addition.
 from dataclasses import dataclass, fields
 
 from lori.base_models.loading import DTYPES
+from lori.choices.hardware import Gpu
 from lori.choices.methods import method
 from lori.config import EvalConfig, TrainConfig
 from lori.plan.activations import FP32, INT64, Part, activation_bytes, working_bytes
@@ -13,30 +14,6 @@ from lori.plan.sizes import Adapter, Sizes
 
 INT32 = 4  # bytes of an entry
 ADAM_STATES = 2  # in fp32, as what trains and its gradients, over any base
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU: bytes, dense FLOP/s of matrix products in bf16 and in fp32 (not TF32), bytes/s of its memory."""
-
-    memory: int
-    bf16_flops: float
-    fp32_flops: float
-    bandwidth: float
-
-
-# Memory is what torch reports ("total capacity"), which is less than what the name says; the rest is from NVIDIA's
-# data sheets, of the SXM parts and without sparsity. `cpu` is no machine in particular: one core, 16 GB.
-GPUS = {
-    "h200": Gpu(int(139.7 * GIB), 989e12, 67e12, 4.8e12),
-    "h100": Gpu(int(79.1 * GIB), 989e12, 67e12, 3.35e12),
-    "a100-80gb": Gpu(int(79.1 * GIB), 312e12, 19.5e12, 2.04e12),
-    "a100-40gb": Gpu(int(39.4 * GIB), 312e12, 19.5e12, 1.56e12),
-    "l40s": Gpu(int(44.3 * GIB), 362e12, 91.6e12, 0.864e12),
-    "rtx-4090": Gpu(int(23.6 * GIB), 165e12, 82.6e12, 1.01e12),
-    "cpu": Gpu(16 * 10**9, 0.1e12, 0.1e12, 20e9),
-}
 # Three assumptions, none of them measured. What CUDA's context, libraries and a fragmented allocator leave
 USABLE_SHARE = 0.94
 # Of the peak FLOP/s, while training and while reading prompts
