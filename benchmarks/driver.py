@@ -11,24 +11,25 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from flows.adapt import single_domain  # noqa: E402
-from flows.continual import continual_learning  # noqa: E402
-from flows.merge import merging  # noqa: E402
 from prefect import flow  # noqa: E402
 from prefect.futures import wait  # noqa: E402
 
-from flows.study.run import THREADS, ask_all, begin  # noqa: E402
-from tasks.engine.cells import recalled, submit_task  # noqa: E402
+from flows.deployments import THREADS  # noqa: E402
+from flows.study.run import prepare_study, submit_cells  # noqa: E402
+from flows.tables import STAGES  # noqa: E402
+from tasks.engine.cells import compute  # noqa: E402
+from tasks.engine.prefetch import looked_up  # noqa: E402
 
 
 @flow(task_runner=THREADS)
 def cells(profile: str, merge_methods: list[str] | None = None) -> dict[str, Any]:
     """Seconds from the first cell that is asked for to the last that is there, and what the jobs took themselves."""
-    study = begin(profile, merge_methods=merge_methods)
+    study = prepare_study(profile, merge_methods=merge_methods)
     started = time.perf_counter()
-    stages = (single_domain, merging, continual_learning)
-    with recalled(lambda submit: ask_all(study, stages, submit)):
-        asked = list(ask_all(study, stages, submit_task).titles)
+    for stage in STAGES.values():
+        stage(study)
+    with looked_up([*study.cells.by_key.values()], compute, refreshed=(), told=study.told):
+        asked = [*submit_cells(study).values()]
         wait(asked)
     seconds = time.perf_counter() - started
     work = [future.result()["seconds"] for future in asked]

@@ -48,7 +48,7 @@ def drive(directory: Path, study: dict[str, Any], **settings: str) -> dict[str, 
 
 
 def process_seconds(directory: Path, profile: str) -> float:
-    """Of `python -m flows.paper` from its start to its end, servers and report and all; the median."""
+    """Of `python -m flows full-paper` from its start to its end, servers and report and all; the median."""
     seconds = []
     for _ in range(ROUNDS + 1):  # the first writes the report
         started = time.perf_counter()

@@ -24,7 +24,7 @@ from lori.choices.methods import METHODS
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, eval_config, train_config
 from tasks import tracking
-from tasks.engine.jobs import Job, compute
+from tasks.engine.jobs import Job, run_inline
 from tasks.publish.model_card import Card, interval, to_markdown
 from tasks.report.mlflow_rows import log_rows
 from tasks.report.table import Estimate, Table
@@ -38,19 +38,19 @@ VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())
 @pytest.fixture(scope="module")
 def trained(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, Handle]:
     """An adapter of the smoke profile, scored, by the steps themselves."""
-    place, profile = {"experiment": "catalogue"}, PROFILES["smoke"]
+    told, profile = Runtime(experiment="catalogue"), PROFILES["smoke"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORI_DIR", str(tmp_path_factory.mktemp("lori")))
         patch.setenv("MLFLOW_TRACKING_URI", server[0])
 
         def rows(split: str) -> Handle:
-            return compute(Job("dataset", split, data_config(profile, "nlu", split), {}, place)).handle
+            return run_inline(Job("dataset", split, data_config(profile, "nlu", split), {}, told)).handle
 
         config = train_config(profile, "lori-d", "nlu", 0)
-        adapter = compute(Job("train", "nlu", config, {"dataset": rows("train")}, place)).handle
+        adapter = run_inline(Job("train", "nlu", config, {"dataset": rows("train")}, told)).handle
         for split in ("test", "validation"):
             inputs = {"adapter": adapter, "dataset": rows(split)}
-            compute(Job("evaluate", "nlu", eval_config(profile, "nlu"), inputs, place))
+            run_inline(Job("evaluate", "nlu", eval_config(profile, "nlu"), inputs, told))
     return MlflowClient(server[0]), adapter
 
 

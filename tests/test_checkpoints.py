@@ -12,8 +12,8 @@ from stores import Store, client_of, open_run
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, eval_config, train_config
 from tasks import tracking, train_callback
-from tasks.engine.jobs import Job, JobFailed, compute
-from tasks.results import Handle
+from tasks.engine.jobs import Job, JobFailed, run_inline
+from tasks.results import Handle, Runtime
 
 LOG_ARTIFACTS = MlflowClient.log_artifacts
 
@@ -82,14 +82,14 @@ def test_what_an_upload_that_was_cut_left_goes_with_the_training(store: Store, t
 
 def evaluation(experiment: str) -> Job:
     """Of the base model, on a few rows."""
-    place, profile = {"experiment": experiment}, PROFILES["smoke"]
+    told, profile = Runtime(experiment=experiment), PROFILES["smoke"]
 
     def rows(split: str) -> Handle:
-        return compute(Job("dataset", split, data_config(profile, "nlu", split), {}, place)).handle
+        return run_inline(Job("dataset", split, data_config(profile, "nlu", split), {}, told)).handle
 
-    training = Job("train", "base", train_config(profile, "base", "nlu", 0), {"dataset": rows("train")}, place)
-    inputs = {"adapter": compute(training).handle, "dataset": rows("test")}
-    return Job("evaluate", "base", eval_config(profile, "nlu"), inputs, place)
+    training = Job("train", "base", train_config(profile, "base", "nlu", 0), {"dataset": rows("train")}, told)
+    inputs = {"adapter": run_inline(training).handle, "dataset": rows("test")}
+    return Job("evaluate", "base", eval_config(profile, "nlu"), inputs, told)
 
 
 def die_with_scores(self: MlflowClient, run_id: str, local_dir: str, artifact_path: str) -> None:
@@ -103,7 +103,7 @@ def test_completions_are_kept_before_they_are_scored_and_not_made_twice(
 ) -> None:
     monkeypatch.setenv("LORI_DIR", str(tmp_path / "lori"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store.runtime.tracking_uri)
-    undisturbed = compute(evaluation("undisturbed")).handle
+    undisturbed = run_inline(evaluation("undisturbed")).handle
 
     job = evaluation("interrupted")
     adapter = job.inputs["adapter"]
@@ -111,10 +111,10 @@ def test_completions_are_kept_before_they_are_scored_and_not_made_twice(
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "log_artifacts", die_with_scores)
         with pytest.raises(JobFailed, match="scores/nlu"):
-            compute(job)
+            run_inline(job)
     client = client_of(sqlite_store)
     client.delete_logged_model(adapter.uri.removeprefix("models:/"))  # without it no completion can be made
     shutil.rmtree(tmp_path / "lori" / "cache")
-    done = compute(job).handle
+    done = run_inline(job).handle
     assert (done.sha256, done.metrics) == (undisturbed.sha256, undisturbed.metrics)
     assert client.list_artifacts(adapter.run_id, "unscored") == []

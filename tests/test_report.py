@@ -10,24 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flows.adapt import single_domain
-from flows.claims import claimed, controls
-from flows.continual import continual_learning
-from flows.merge import merging
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from stores import Store, open_run, runs_of
 
-from flows.study.checks import note_cell
 from flows.study.comparison import comparison
 from flows.study.run import Study
-from lori.choices.hardware import Hardware
+from flows.tables import STAGES, continual_learning, control_rows, single_domain
 from lori.evaluation.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
 from lori.evaluation.intervals import Interval, Intervals, from_metrics, to_metrics
 from lori.evaluation.scoring import mean_of
 from lori.recipes.checked_profile import profile
 from tasks import tracking
-from tasks.engine.cells import Cells
 from tasks.report import charts_png
 from tasks.report.analysis_tables import matched_table, norms_table
 from tasks.report.charts import by_module, charts_of, interference_heats, overlap_heats, sparsity_heats
@@ -520,24 +514,23 @@ def test_a_claim_holds_if_all_of_its_rules_do(one: Interval, other: Interval | N
 
 def test_every_rule_and_control_is_a_difference_that_the_flow_of_the_claims_asks_for() -> None:
     chosen = profile("scale", seeds=[*range(MIN_SEEDS)])
-    study = claimed(Study(chosen, Hardware(), plan_only=True, cells=Cells(submit=note_cell)))
-    stages = (single_domain, merging, continual_learning, lambda study: controls(study, None))
-    asked: Any = comparison(study.cells, [row for stage in stages for row in stage(study)])
+    study = Study(chosen).varied(merged=chosen.continual_methods)
+    asked: Any = comparison(study.cells, [row for stage in (*STAGES.values(), control_rows) for row in stage(study)])
     for claim in CLAIMS:
         assert set(claim.pairs) <= set(asked.config.pairs), claim.text
 
 
 def test_rows_that_are_missing_take_no_comparison_from_the_others() -> None:
     chosen = profile("scale", domains=["nlu", "math"], methods=["lora", "lori-d", "lori-s"], seeds=[0, 1])
-    cells = Cells(submit=note_cell)
-    rows = single_domain(Study(chosen, Hardware(), plan_only=True, cells=cells))
+    study = Study(chosen)
+    rows = single_domain(study)
     one_seed = {"method": "lori-s", "domain": "math", "seed": 1}
     left = [
         row
         for row in rows
         if row.labels != one_seed and (row.labels["method"], row.labels["domain"]) != ("lori-d", "nlu")
     ]
-    asked: Any = comparison(cells, left, rows)
+    asked: Any = comparison(study.cells, left, rows)
     assert asked.config.pairs == ("lori-s − lora",)  # lori-d has one domain less
     assert "lori-d" not in asked.config.rows
     assert {seed for name, seed in zip(asked.config.rows, asked.config.seeds, strict=True) if name == "lori-s"} == {0}
@@ -545,10 +538,10 @@ def test_rows_that_are_missing_take_no_comparison_from_the_others() -> None:
 
 def test_what_is_kept_is_compared_after_the_same_domains_alone() -> None:
     chosen = profile("scale", domains=["safety", "nlu", "math"], methods=["lora", "lori-s"], seeds=[0, 1])
-    cells = Cells(submit=note_cell)
-    rows = continual_learning(Study(chosen, Hardware(), plan_only=True, cells=cells))
+    study = Study(chosen)
+    rows = continual_learning(study)
     failed = {"method": "lori-s", "first_domain": "safety", "new_domain": "nlu", "seed": 1}
-    asked: Any = comparison(cells, [row for row in rows if row.labels != failed], rows)
+    asked: Any = comparison(study.cells, [row for row in rows if row.labels != failed], rows)
     places = set(zip(asked.config.rows, asked.config.seeds, strict=True))
     assert {seed for name, seed in places if name == "lori-s kept"} == {0}  # after nlu there is none at seed 1
     assert {seed for name, seed in places if name == "lori-s kept math"} == {0, 1}

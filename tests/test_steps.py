@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from lori.choices.hardware import Hardware
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
-from tasks.engine.cells import TASKS, is_refreshed
-from tasks.engine.jobs import Job, job_from_json, job_key, job_to_json
+from lori.plan.cell import Cell
+from tasks.engine.cells import TASKS, is_meant
+from tasks.engine.jobs import Job, job_from_json, job_to_json
 from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
-from tasks.results import Handle
+from tasks.results import Handle, Runtime
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +31,7 @@ def adapter(key: str, **changed: str) -> Handle:
 
 
 def mask_job(source: Handle, *, sparsity: float = 0.9, cache_dir: str = "here") -> Job:
-    return Job("mask", "a name", MaskConfig(sparsity, "model"), {"adapter": source}, {"cache_dir": cache_dir})
+    return Job("mask", "a name", MaskConfig(sparsity, "model"), {"adapter": source}, Runtime(cache_dir=cache_dir))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -41,11 +43,11 @@ def test_every_step_has_a_body_that_takes_a_config_a_key_and_a_runtime(step: str
 
 
 def test_a_key_says_what_is_computed_and_not_where() -> None:
-    key = job_key(mask_job(adapter("train-1")))
-    assert key == job_key(mask_job(adapter("train-1"), cache_dir="elsewhere"))
-    assert key == job_key(mask_job(adapter("train-1", run_id="made again", uri="models:/m-2")))
-    assert key != job_key(mask_job(adapter("train-2")))
-    assert key != job_key(mask_job(adapter("train-1"), sparsity=0.8))
+    key = mask_job(adapter("train-1")).key
+    assert key == mask_job(adapter("train-1"), cache_dir="elsewhere").key
+    assert key == mask_job(adapter("train-1", run_id="made again", uri="models:/m-2")).key
+    assert key != mask_job(adapter("train-2")).key
+    assert key != mask_job(adapter("train-1"), sparsity=0.8).key
 
 
 DATA = DataConfig("miniature", "nlu", "test", num_rows=3)
@@ -81,30 +83,30 @@ ADAPTERS = [Handle("adapter", f"train-v3-{number}", "lora-nlu", "run", "models:/
     ],
 )
 def test_keys_stay_what_they_are_unless_a_version_is_raised(step: str, config: Any, inputs: Any, key: str) -> None:
-    assert job_key(Job(step, "a name", config, inputs)) == key
+    assert Job(step, "a name", config, inputs).key == key
 
 
 @pytest.mark.parametrize(
     "job",
     [
-        Job("train", "a name", TRAIN, {"dataset": ADAPTERS[0]}, {"num_gpus": 2}),
+        Job("train", "a name", TRAIN, {"dataset": ADAPTERS[0]}, Runtime(hardware=Hardware(num_gpus=2))),
         Job("merge", "another", MergeConfig("scale@0123", "ties", (0.5, 0.5), 0.7, 0, False), {"adapters": ADAPTERS}),
     ],
 )
 def test_a_job_is_the_same_after_its_way_to_another_process(job: Job) -> None:
     assert job_from_json(job_to_json(job)) == job
-    assert job_key(job_from_json(job_to_json(job))) == job_key(job)
+    assert job_from_json(job_to_json(job)).key == job.key
 
 
-def test_only_a_training_takes_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = {"num_gpus": 4}
-    assert Job("train", "a name", TRAIN, {}, place).num_gpus == 4
-    assert Job("evaluate", "a name", EVALUATE, {}, place).num_gpus == 1
-    assert Job("dataset", "a name", DATA, {}, place).num_gpus == 0
+def test_only_a_training_takes_several_gpus() -> None:
+    told = Runtime(hardware=Hardware(num_gpus=4))
+    assert Job("train", "a name", TRAIN, {}, told).num_gpus == 4
+    assert Job("evaluate", "a name", EVALUATE, {}, told).num_gpus == 1
+    assert Job("dataset", "a name", DATA, {}, told).num_gpus == 0
 
 
 @pytest.mark.parametrize(
-    ("asked", "is_meant"),
+    ("asked", "expected"),
     [
         ("all", True),
         ("train", True),
@@ -114,8 +116,8 @@ def test_only_a_training_takes_several_gpus(monkeypatch: pytest.MonkeyPatch) -> 
         ("train lor", False),
     ],
 )
-def test_refresh_takes_all_a_step_or_the_first_words_of_a_title(asked: str, is_meant: bool) -> None:
-    assert is_refreshed("train lora math  seed 0", [asked]) == is_meant
+def test_refresh_takes_all_a_step_or_the_first_words_of_a_title(asked: str, expected: bool) -> None:
+    assert is_meant(Cell("train", "lora math  seed 0", TRAIN), [asked]) == expected
 
 
 def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A study: its parameters checked, the cells of its tables computed, their progress shown, the report published."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ Stage = Callable[[Study], list[Row]]
 class Progress:
     """The futures of a study's cells, by key, and how those that ended did."""
 
-    futures: dict[str, Future] = field(default_factory=dict)
+    futures: dict[str, Future]
     computed: int = 0
     cached: int = 0
     skipped: int = 0
@@ -146,7 +146,7 @@ def run_study(study: Study, *stages: Stage, asked: Mapping[str, Any] | None = No
     with interruptible(), looked_up(cells, compute, refreshed=refreshed, told=study.told) as outlook:
         if outlook and outlook.missing:
             print(outlook, flush=True)
-        progress = _computed(study, cells, refreshed)
+        progress = _follow(submit_cells(study, refreshed), study.cells)
         if progress.failed:
             compared = _compare_finished(study, rows, progress)
         effort = {"num_computed": progress.computed, "num_cached": progress.cached}
@@ -189,16 +189,21 @@ def _publish_plan(drawn: "plan.Plan") -> State:
     return Completed(message=f"{len(drawn.rows)} cells planned.", data={"planned": len(drawn.rows)})
 
 
-def _computed(study: Study, cells: Sequence[Cell], refreshed: Set[str]) -> Progress:
-    """Submit every cell, wait for all of them, and print a line for each."""
-    progress = Progress()
-    for cell in cells:
-        told = replace(study.told, refresh=cell.key in refreshed)
-        progress.futures[cell.key] = submit(cell, progress.futures, told)
-    titles = {future: study.cells.by_key[key].title for key, future in progress.futures.items()}
+def submit_cells(study: Study, refreshed: Collection[str] = ()) -> dict[str, Future]:
+    """Every cell as a task of the running flow, by key."""
+    futures: dict[str, Future] = {}
+    for cell in study.cells.by_key.values():
+        futures[cell.key] = submit(cell, futures, replace(study.told, refresh=cell.key in refreshed))
+    return futures
+
+
+def _follow(futures: dict[str, Future], cells: Cells) -> Progress:
+    """Wait for every cell and print a line for each."""
+    progress, titles = Progress(futures), {future: cells.by_key[key].title for key, future in futures.items()}
     for num_done, future in enumerate(as_completed([*titles]), start=1):
         future.wait()  # as_completed yields before the future knows its final state
-        print(f"[{num_done}/{len(cells)}] {titles[future]}  {_outcome(titles[future], future, progress)}", flush=True)
+        title = titles[future]
+        print(f"[{num_done}/{len(titles)}] {title}  {_outcome(title, future, progress)}", flush=True)
     return progress
 
 

@@ -56,7 +56,7 @@ def make_plan(
     """What `cells` take on `base`; `counts` has the datasets that they train or are scored on.
 
     Raises:
-        ValueError: for an unknown GPU, a dataset without counts, or a cell that can't be carried out anywhere.
+        ValueError: for a dataset without counts, or a cell that can't be carried out anywhere.
     """
     usable = _usable(hardware)
     study = Study(sizes_of(base), counts)

@@ -10,7 +10,7 @@ import pytest
 from cluster import wait_until
 from stacks import ROOT, processes_of
 
-FLOW = [sys.executable, "-m", "flows.paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
+FLOW = [sys.executable, "-m", "flows", "full-paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -15,12 +15,13 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from lori.choices.hardware import Hardware
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, train_config
 from tasks import tracking
 from tasks.engine.job_process import Listener, run_in_process
-from tasks.engine.jobs import Job, JobCrashed, JobFailed, compute, job_to_json
-from tasks.results import Handle
+from tasks.engine.jobs import Job, JobCrashed, JobFailed, job_to_json, run_inline
+from tasks.results import Handle, Runtime
 
 ROOT = Path(__file__).parents[2]
 PROFILE = replace(PROFILES["scale"], num_steps=30)
@@ -61,18 +62,20 @@ class Heard:
             self.act = None
 
 
-def training(experiment: str, dataset: Handle, **place: Any) -> Job:
-    return Job("train", "lori-d nlu", CONFIG, {"dataset": dataset}, {"experiment": experiment, **place})
+def training(experiment: str, dataset: Handle, num_gpus: int = 1) -> Job:
+    told = Runtime(experiment=experiment, hardware=Hardware(num_gpus=num_gpus))
+    return Job("train", "lori-d nlu", CONFIG, {"dataset": dataset}, told)
 
 
 @pytest.fixture(scope="module")
 def dataset(lori_dir: Path) -> Handle:
-    return compute(Job("dataset", "nlu", data_config(PROFILE, "nlu", "train"), {}, {"experiment": "inline"})).handle
+    config = data_config(PROFILE, "nlu", "train")
+    return run_inline(Job("dataset", "nlu", config, {}, Runtime(experiment="inline"))).handle
 
 
 @pytest.fixture(scope="module")
 def inline(dataset: Handle) -> Handle:
-    return compute(training("inline", dataset)).handle
+    return run_inline(training("inline", dataset)).handle
 
 
 def run_of(experiment: str):
@@ -91,12 +94,6 @@ def test_a_process_gives_what_this_one_gives_and_tells_how_far_it_is(inline: Han
     last = heard.points[-1]
     assert (last["what"], last["done"], last["total"]) == ("train lori-d-nlu-seed0-30_steps", 30, 30)
     assert last["loss"] == pytest.approx(inline.metrics["final_loss"])
-
-
-def test_what_was_computed_before_is_not_computed_again(dataset: Handle) -> None:
-    heard = Heard()
-    run_in_process(training("process", dataset), heard.listener())
-    assert heard.points == []
 
 
 def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_the_next_one_ends_alike(
@@ -144,7 +141,7 @@ def test_a_job_that_nobody_wants_any_more_is_ended(dataset: Handle) -> None:
 
 
 def test_what_a_step_raises_comes_back_with_its_traceback(dataset: Handle) -> None:
-    job = Job("train", "lori-s nlu", replace(CONFIG, method="lori-s"), {"dataset": dataset}, {"experiment": "process"})
+    job = replace(training("process", dataset), config=replace(CONFIG, method="lori-s"))
     with pytest.raises(JobFailed, match="Method 'lori-s' and mask None do not go together") as caught:
         run_in_process(job, Heard().listener())
     assert "in train_adapter" in caught.value.__notes__[0]
@@ -171,11 +168,6 @@ def test_of_two_processes_a_killed_one_is_a_crash_and_not_a_failure(dataset: Han
 
     with pytest.raises(JobCrashed):
         run_in_process(training(f"one-of-two-{rank}", dataset, num_gpus=2), Heard(act=kill).listener())
-
-
-def test_a_result_that_is_there_starts_no_process_for_any_gpu(dataset: Handle) -> None:
-    assert run_in_process(training("two", dataset, num_gpus=2), (heard := Heard()).listener()).seconds == 0
-    assert heard.lines == []
 
 
 def test_what_fails_on_two_gpus_ends_both_and_comes_back_with_its_message(dataset: Handle) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "flows.claims", "--profile", "smoke", "-p", "seeds=[0]"]
+COMMAND = [sys.executable, "-m", "flows", "claims", "--profile", "smoke", "-p", "seeds=[0]"]
 LINE = re.compile(r"^\[(\d+)/(\d+)\] (.*?)  (cached|[\d.]+ s)$")
 
 

@@ -114,7 +114,7 @@ def test_a_foreign_host_is_refused_even_with_credentials(server: Tracking) -> No
 def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     server: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = [sys.executable, "-m", "flows.paper", "--profile", "smoke"]
+    run = [sys.executable, "-m", "flows", "full-paper", "--profile", "smoke"]
     run += ["-p", 'domains=["nlu"]', "-p", 'methods=["lori-s"]']
     env = {**clean(), **server.client, "LORI_DIR": str(tmp_path / "state")}
     done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

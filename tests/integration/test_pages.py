@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     service = start("mlflow", command, log_dir=directory, cwd=directory, env=environment(directory))
     try:
         wait_until_healthy(service, f"{uri}/health")
-        run = [sys.executable, "-m", "flows.paper", "--profile", "smoke"]
+        run = [sys.executable, "-m", "flows", "full-paper", "--profile", "smoke"]
         env = environment(directory, MLFLOW_TRACKING_URI=uri)
         done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from prefect.settings import PREFECT_API_URL
 
-from flows.paper import full_paper
+from flows.deployments import full_paper
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from test_steps import DATA, EVALUATE, TRAIN
 
 from lori.config import MaskConfig
 from tasks.engine import executors, pool
-from tasks.engine.executors import EXECUTORS, check_executor, execute
-from tasks.engine.jobs import Job, JobCancelled, JobCrashed, JobFailed
+from tasks.engine.executors import check_executor
+from tasks.engine.jobs import Computed, Job, JobCrashed, JobFailed, run_inline
+from tasks.engine.shutdown import JobCancelled
+from tasks.results import Runtime
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "evaluate": EVALUATE}
@@ -22,7 +24,7 @@ CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "e
 
 def failing_job(step: str = "dataset", name: str = "cooking") -> Job:
     """No MLflow answers there, so that it fails as soon as a worker has it."""
-    return Job(step, name, CONFIGS[step], {}, {"tracking_uri": "no-such-scheme://"})
+    return Job(step, name, CONFIGS[step], {}, Runtime("no-such-scheme://"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def one_slot() -> Iterator[pool.Pool]:
 def test_an_executor_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_EXECUTOR", "cluster")
     with pytest.raises(ValueError, match="Known: inline, pool, subprocess, deployment"):
-        execute(failing_job())
+        check_executor()
 
 
 @pytest.mark.parametrize("asked", ["0", "two", "-1"])
@@ -45,14 +47,14 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
         check_executor()
 
 
-@pytest.mark.parametrize("executor", ["inline", "pool"])
+@pytest.mark.parametrize("run", [run_inline, pool.run_in_pool])
 def test_what_a_step_raises_comes_back_with_its_message_and_traceback(
-    executor: str, one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Job, Sequence[int]], Computed], one_slot: pool.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "_SHARED", [one_slot])
     with pytest.raises(JobFailed, match="no-such-scheme") as caught:
-        EXECUTORS[executor](failing_job())
-    assert "in run_step" in caught.value.__notes__[0]
+        run(failing_job(), [])
+    assert "in run_job" in caught.value.__notes__[0]
 
 
 def test_a_worker_is_warm_for_its_next_job(one_slot: pool.Pool) -> None:
@@ -89,7 +91,7 @@ def test_a_killed_worker_crashes_its_job_and_the_next_job_gets_a_new_one() -> No
         running = threads.submit(pool.run, workers, failing_job())
         wait_until(lambda: bool(workers.busy))
         workers.busy[0].process.kill()  # it is still importing
-        with pytest.raises(JobCrashed, match="dataset cooking: the worker process was killed by SIGKILL"):
+        with pytest.raises(JobCrashed, match="dataset cooking: its process was killed by SIGKILL"):
             running.result()
     assert workers.slots == [None]
     with pytest.raises(JobFailed):
@@ -117,13 +119,13 @@ def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monk
     with pytest.raises(KeyboardInterrupt), executors.interruptible():
         raise KeyboardInterrupt
     with pytest.raises(JobCancelled, match="interrupted"):
-        executors.run_in_pool(failing_job())
+        pool.run_in_pool(failing_job(), [])
     assert not any(each.busy or any(each.slots) for each in pool._SHARED)
 
 
 def test_workers_end_when_their_driver_is_killed() -> None:
     script = (
-        "from tasks import pool; import time; worker = pool._start_worker();"
+        "from tasks.engine import pool; import time; worker = pool._start_worker();"
         "print(worker.process.pid, flush=True); time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -5,31 +5,25 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from flows.adapt import adapt
-from flows.claims import claims
-from flows.continual import continual
-from flows.merge import merge
 from mlflow import MlflowClient
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.exceptions import FailedRun
+from prefect.exceptions import FailedRun, ParameterTypeError
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
 
 import tasks.evaluate
-from flows.ablate import ablate
-from flows.paper import full_paper
-from flows.scout import scout
-from flows.study.run import begin
-from flows.sweep import sweep
+from flows.deployments import ablate, full_paper, scout, sweep
+from flows.study.run import prepare_study
 from lori.choices.hardware import Hardware
 from lori.evaluation.scoring import SCORERS
 from tasks import tracking
-from tasks.engine import cells, pool
+from tasks.engine import pool, prefetch
 from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
 from tasks.machine import local_runtime
@@ -38,6 +32,7 @@ from tasks.tracking import MlflowException, TrackingUnavailable
 
 ROOT = Path(__file__).parents[2]
 Computed = Callable[[], list[str]]
+adapt = partial(full_paper, tables=["single"])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def test_what_is_cached_is_looked_up_together_for_as_long_as_that_is_new(
         looked_up.append(handle)
         return is_available(runtime, handle)
 
-    monkeypatch.setattr(cells, "RECALL_SECONDS", seconds)
+    monkeypatch.setattr(prefetch, "FRESH_SECONDS", seconds)
     monkeypatch.setattr(tracking, "is_available", look_up)
     assert full_paper(profile="smoke") == {"computed": 0, "cached": paper["computed"]}
     assert len(looked_up) == (0 if seconds else paper["computed"])
@@ -163,12 +158,12 @@ def test_a_run_begins_with_what_is_to_come(paper: dict[str, int], capsys: pytest
 
 def test_what_is_to_come_is_reckoned_by_what_each_step_took() -> None:
     taken = {"train": [60.0, 0.0, 180.0], "evaluate": [30.0], "mask": [0.0]}  # 0 s: MLflow had it
-    outlook = cells.Outlook({"train": 3, "evaluate": 2, "mask": 1, "compare": 1}, taken)
+    outlook = prefetch.Outlook({"train": 3, "evaluate": 2, "mask": 1, "compare": 1}, taken)
     assert str(outlook) == (
         "12 cells, 5 of them cached. To compute, unless MLflow has it: 3 train, 2 evaluate, 1 mask, 1 compare;"
         " 0:07:00 of work at the pace of the cached train, evaluate."
     )
-    assert str(cells.Outlook({"train": 2}, {})).endswith(" To compute, unless MLflow has it: 2 train.")
+    assert str(prefetch.Outlook({"train": 2}, {})).endswith(" To compute, unless MLflow has it: 2 train.")
 
 
 def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
@@ -234,7 +229,7 @@ def test_a_record_that_was_cut_short_is_made_again_once(paper: dict[str, int], c
 
 def test_a_flow_that_has_nothing_to_do_says_so_instead_of_completing(state_dir: Path) -> None:
     with pytest.raises(ValueError, match="no row of a table"):
-        continual(profile="smoke", domains=["nlu"])
+        full_paper(profile="smoke", tables=["continual"], domains=["nlu"])
 
 
 def test_a_bug_is_not_retried_and_the_other_cells_go_on(
@@ -359,10 +354,10 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(parameter: str, value: object) -> None:
     with pytest.raises(ValueError, match="Known: "):
-        begin(**{"profile": "smoke", parameter: value})
+        prepare_study(**{"profile": "smoke", parameter: value})
 
 
-@pytest.mark.parametrize("flow", [adapt, merge, continual, ablate, full_paper, claims], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [full_paper, ablate], ids=lambda flow: flow.name)
 def test_every_study_takes_the_rates_that_a_sweep_chose(flow: Flow, state_dir: Path) -> None:
     with pytest.raises(ValueError, match="The learning rate of lora is a positive number, not 0"):
         flow(profile="smoke", learning_rates={"lora": 0.0})
@@ -371,11 +366,11 @@ def test_every_study_takes_the_rates_that_a_sweep_chose(flow: Flow, state_dir: P
 def test_without_mlflow_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingUnavailable, match=r"No MLflow server answers at http://127\.0\.0\.1:9 .*`make serve`"):
-        begin("smoke")
+        prepare_study("smoke")
 
 
 def test_a_flow_run_with_an_unknown_name_fails_with_that_sentence(state_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"Unknown method 'lorax'\. Known: base, full, lora"):
+    with pytest.raises(ParameterTypeError, match=r"methods\.0: Input should be 'base', 'full', 'lora'"):
         full_paper(profile="smoke", methods=["lorax"])
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_base import small_llama
 from transformers import AutoModelForCausalLM
 
-from flows.published import published
+from flows.deployments import published
 from lori.adapters.copy_published import copy_published
 from lori.adapters.find_published import find_published, method_and_domain
 from lori.adapters.masks import load_masks

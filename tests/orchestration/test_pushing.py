@@ -17,11 +17,12 @@ from test_hub import COMMIT, Hub
 
 RUN = """
 import json, os, sys
-from flows.adapt import adapt
+from flows.deployments import full_paper
 for namespace, token in json.load(sys.stdin):
     os.environ.pop("HF_TOKEN", None)
     os.environ.update({"HF_TOKEN": token} if token else {})
-    state = adapt(profile="smoke", domains=["nlu"], methods=["base", "lora"], push_to=namespace, return_state=True)
+    asked = {"profile": "smoke", "tables": ["single"], "domains": ["nlu"], "methods": ["base", "lora"]}
+    state = full_paper(**asked, push_to=namespace, return_state=True)
     print("ANSWER", json.dumps(state.message if state.is_failed() else state.result()))
 """
 USERS = {

@@ -23,9 +23,8 @@ from rows import real_data_dir
 from small_base import small_llama
 from test_hub import COMMIT, Hub
 
-from flows.paper import full_paper
+from flows.deployments import full_paper, scout
 from flows.paper_runs import DEPLOYMENT
-from flows.scout import scout
 from lori.base_models.candidates import Entry, HubSearch, find_candidates, read_entries
 from lori.base_models.resolve import BASE_MODELS, identity
 
@@ -282,7 +281,7 @@ class ScoutedHub(Hub):
 
 SCOUT = """
 import json, sys
-from flows.scout import scout
+from flows.deployments import scout
 for parameters in json.load(sys.stdin):
     try:
         print("ROWS", json.dumps(scout(**parameters)))
