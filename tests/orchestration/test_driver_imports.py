@@ -20,7 +20,7 @@ for entrypoint in {entrypoints}:
     import_module(entrypoint.rpartition(".")[0])
 """
 RUN = """
-from flows.full_paper import full_paper
+from flows.deployments import full_paper
 print(full_paper(profile="smoke", domains=["nlu"], methods=["base"]))
 """
 TELL = f"""
