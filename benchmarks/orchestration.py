@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-from benchmarks.measure import goal, report
 from tests.cluster import Cluster, cluster
 from tests.databases import BIN, postgres_server
+
+from benchmarks.measure import goal, report
 
 ROUNDS = 5
 SMOKE = {"profile": "smoke", "merge_methods": ["concat", "linear", "ties"]}

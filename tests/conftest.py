@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
 
+from helpers.stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
 from tasks.machine import COMPUTE_SETTINGS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

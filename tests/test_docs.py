@@ -3,16 +3,14 @@
 import json
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import yaml
-from rows import read_rows, real_data_dir
 
+from helpers.rows import read_rows, real_data_dir
 from lori.base_models.resolve import identity
 from lori.recipes.scale_numbers import LEARNING_RATES, MERGE_WEIGHTS
-
-ROOT = Path(__file__).parents[1]
+from tasks.machine import ROOT
 
 
 def test_the_readmes_tables_are_the_reports():

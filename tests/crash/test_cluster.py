@@ -8,11 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster, cluster, wait_until
 from mlflow import MlflowClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
+
+from helpers.cluster import Cluster, cluster, wait_until
 
 ZOMBIE_SECONDS = 180  # six heartbeats: a minute without a server, and its start, and one that was due, fit in
 CELLS = {"profile": "scale", "domains": ["nlu"], "methods": ["lori-d"]}  # a training of 100 steps

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import wait_until
-from stacks import ROOT, processes_of
+
+from helpers.cluster import wait_until
+from helpers.stacks import ROOT, processes_of
 
 FLOW = [sys.executable, "-m", "flows", "full-paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
 

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from stacks import processes_of, run_stack
+from helpers.stacks import processes_of, run_stack
 
 
 def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from lori.recipes.configs import data_config, train_config
 from tasks import tracking
 from tasks.engine.job_process import Listener, run_in_process
 from tasks.engine.jobs import Job, JobCrashed, JobFailed, job_to_json, run_inline
+from tasks.machine import ROOT
 from tasks.results import Handle, Runtime
 
-ROOT = Path(__file__).parents[2]
 PROFILE = replace(PROFILES["scale"], num_steps=30)
 CONFIG = train_config(PROFILE, "lori-d", "nlu", 0)
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cluster import Cluster
 from mlflow import MlflowClient
 
+from helpers.cluster import Cluster
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, train_config
 from tasks.engine.job_process import Listener, run_in_process

@@ -5,9 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, cluster, wait_until
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.schedules import IntervalSchedule
+
+from helpers.cluster import Cluster, cluster, wait_until
 
 CELLS = {"domains": ["nlu"], "methods": ["base", "lori-s"], "merge_methods": ["concat"]}  # of the smoke profile
 TITLES = [

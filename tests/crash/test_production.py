@@ -13,9 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cluster import wait_until
 from cryptography.fernet import Fernet
-from databases import postgres_server
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -24,8 +22,10 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from helpers.cluster import wait_until
+from helpers.databases import postgres_server
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD, AUTH = secrets.token_hex(8), f"admin:{secrets.token_hex(8)}"
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-ROOT = Path(__file__).parents[2]
+from tasks.machine import ROOT
+
 COMMAND = [sys.executable, "-m", "flows", "claims", "--profile", "smoke", "-p", "seeds=[0]"]
 LINE = re.compile(r"^\[(\d+)/(\d+)\] (.*?)  (cached|[\d.]+ s)$")
 

@@ -14,16 +14,16 @@ import mlflow.artifacts
 import pytest
 import torch
 import yaml
-from databases import postgres_server
 from mlflow import MlflowClient
 from mlflow.server.auth.client import AuthServiceClient
 from moto.server import ThreadedMotoServer
 from peft import PeftModel
 
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from helpers.databases import postgres_server
 from lori.base_models.loading import load_base
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "mlflow/compose.yaml").read_text())["services"]
 ADMIN, USER = ("admin", secrets.token_hex(16)), ("lori", secrets.token_hex(16))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import browser, chart_texts, columns, open_charts, open_page, open_table, rows
 from mlflow import MlflowClient
 from playwright.sync_api import Page
 
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from helpers.browser import browser, chart_texts, columns, open_charts, open_page, open_table, rows
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[2]
 VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())["views"]
 SUITES = {"lori-single": "single", "lori-merging": "merging", "lori-continual": "continual"}
 

@@ -13,11 +13,11 @@ import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from rows import real_data_dir
-from small_base import small_llama
 
 from flows.deployments import full_paper
 from flows.study.run import prepare_study
+from helpers.rows import real_data_dir
+from helpers.small_base import small_llama
 from lori.choices.domains import DOMAINS
 from lori.choices.hardware import Hardware
 from lori.choices.methods import METHODS

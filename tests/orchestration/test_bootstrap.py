@@ -28,8 +28,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.servers import bootstrap
 from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[2]
 YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 AUTH = "admin:only-a-test"
 NAMES = {"full-paper", "adapt", "merge", "continual", "ablate", "claims", "sweep", "published", "daily", "gpu"}

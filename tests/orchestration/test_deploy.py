@@ -18,8 +18,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, KUBERNETES_TEMPLATE, kubernetes_template
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").iterdir())
 ENVIRONMENTS = sorted((ROOT / "deploy/environment").iterdir())
 SECRETS = re.compile(r"^(\w*(?:AUTH|KEY|PASSWORD|TOKEN|SECRET)\w*)[=:][ ]*(\S+)", re.MULTILINE)

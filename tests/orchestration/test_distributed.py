@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from test_docs import example_in
-from train_worker import fit
 
+from helpers.train_worker import fit
 from lori.base_models.resolve import SCALE_MODEL_DIR
+from tasks.machine import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def two_processes(tmp_path_factory):
     (out / "example.py").write_text(example_in("README.md", "example"))
     (out / "lori").mkdir()
     (out / "lori" / "scale_model").symlink_to(SCALE_MODEL_DIR)  # as in the checkout
-    worker = str(Path(__file__).with_name("train_worker.py"))
+    worker = str(ROOT / "tests" / "helpers" / "train_worker.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     # Port 0: a free one, and on loopback
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]

@@ -11,7 +11,6 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.deployments import full_paper
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
 MAX_MIB = 500
 IMPORT = """
@@ -26,6 +25,7 @@ print(full_paper(profile="smoke", domains=["nlu"], methods=["base"]))
 TELL = f"""
 import json, re, sys
 from pathlib import Path
+from tasks.machine import ROOT
 peak = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())  # ru_maxrss counts the parent's, too
 print(json.dumps({{"heavy": [name for name in {HEAVY} if name in sys.modules], "mib": int(peak[1]) / 1024}}))
 """

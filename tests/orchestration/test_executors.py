@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,9 +15,9 @@ from tasks.engine import executors, pool
 from tasks.engine.executors import check_executor
 from tasks.engine.jobs import Computed, Job, JobCrashed, JobFailed, run_inline
 from tasks.engine.shutdown import JobCancelled
+from tasks.machine import ROOT
 from tasks.results import Runtime
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = {"dataset": DATA, "mask": MaskConfig(0.9, "model"), "train": TRAIN, "evaluate": EVALUATE}
 
 

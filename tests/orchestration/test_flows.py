@@ -28,11 +28,10 @@ from tasks import tracking
 from tasks.engine import pool, prefetch
 from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
-from tasks.machine import local_runtime
+from tasks.machine import ROOT, local_runtime
 from tasks.results import Handle, Runtime
 from tasks.tracking import MlflowException, TrackingUnavailable, provenance
 
-ROOT = Path(__file__).parents[2]
 Computed = Callable[[], list[str]]
 adapt = partial(full_paper, tables=["single"])
 

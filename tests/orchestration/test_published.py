@@ -8,12 +8,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
-from rows import real_data_dir
 from safetensors.torch import load_file
-from small_base import small_llama
 from transformers import AutoModelForCausalLM
 
 from flows.deployments import published
+from helpers.rows import real_data_dir
+from helpers.small_base import small_llama
 from lori.adapters.copy_published import copy_published
 from lori.adapters.find_published import find_published, method_and_domain
 from lori.adapters.masks import load_masks

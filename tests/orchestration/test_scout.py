@@ -19,14 +19,15 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed, Failed
-from rows import real_data_dir
-from small_base import small_llama
 from test_hub import COMMIT, Hub
 
 from flows.deployments import full_paper, scout
 from flows.paper_runs import DEPLOYMENT
+from helpers.rows import real_data_dir
+from helpers.small_base import small_llama
 from lori.base_models.candidates import Entry, HubSearch, find_candidates, read_entries
 from lori.base_models.resolve import BASE_MODELS, identity
+from tasks.machine import ROOT
 
 OTHER_COMMIT = "f" * 40
 LARGE = 70 * 10**9
@@ -208,7 +209,7 @@ def test_a_file_that_is_no_list_of_candidates_is_refused(written: str | None, me
 
 
 def test_the_file_that_comes_with_the_project_is_a_list_of_candidates() -> None:
-    names = [entry.base_model for entry in read_entries(Path(__file__).parents[2] / "base-models.yaml")]
+    names = [entry.base_model for entry in read_entries(ROOT / "base-models.yaml")]
     assert {"llama-3-8b", "mistral-7b"} <= {*names}
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stacks import processes_of, run_stack
 
 from flows.servers import services, stack
 from flows.servers.services import StackError, choose_port, start, stop, wait_until_healthy
+from helpers.stacks import processes_of, run_stack
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from stores import KEY, LOGGERS, Store, client_of, log_adapter, log_rows, open_run, runs_of, write_adapter
 
+from helpers.stores import KEY, LOGGERS, Store, client_of, log_adapter, log_rows, open_run, runs_of, write_adapter
 from tasks import tracking
 from tasks.results import Handle
 

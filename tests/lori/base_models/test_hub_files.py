@@ -10,8 +10,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from bases import LLAMA, config_of, write_base
 
+from helpers.bases import LLAMA, config_of, write_base
 from lori.base_models.resolve import BASE_MODELS
 
 

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tasks.machine import ROOT
+
 # Real rows, where there are some
-REAL = Path(os.environ.get("LORI_DATA") or Path(__file__).parents[2] / "shared" / "data")
+REAL = Path(os.environ.get("LORI_DATA") or ROOT.parent / "shared" / "data")
 
 # By set of nlu: how a question is asked, and [question, options, place of the right one]
 QUIZZES = {

@@ -21,9 +21,8 @@ from tasks.engine.cells import TASKS, is_meant
 from tasks.engine.jobs import Job, job_from_json, job_to_json
 from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
+from tasks.machine import ROOT
 from tasks.results import Handle, Runtime
-
-ROOT = Path(__file__).parents[1]
 
 
 def adapter(key: str, **changed: str) -> Handle:

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from bases import GPT2_LIKE, LLAMA_LIKE, config_of, tokenizer_of, write_base
 from safetensors.torch import load_file, save_file
 
+from helpers.bases import GPT2_LIKE, LLAMA_LIKE, config_of, tokenizer_of, write_base
 from lori.base_models.loading import check_base, load_base
 from lori.base_models.resolve import base_model, identity, split_base
 

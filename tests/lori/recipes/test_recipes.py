@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from itertools import product
 
 import pytest
-from bases import config_of, write_base
-from rows import real_data_dir
 
+from helpers.bases import config_of, write_base
+from helpers.rows import real_data_dir
 from lori.base_models.resolve import identity
 from lori.choices.domains import DOMAINS
 from lori.choices.methods import METHODS

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from bases import FAMILIES, GPT2_LIKE, LLAMA, LLAMA_LIKE, PAIRS, SIZES, config_of, write_base
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from helpers.bases import FAMILIES, GPT2_LIKE, LLAMA, LLAMA_LIKE, PAIRS, SIZES, config_of, write_base
 from lori.adapters.attach import apply_adapter, attach, load_adapter, masks_of, save_adapter, sparsify
 from lori.adapters.attached import lora_layers
 from lori.adapters.masks import extract_masks

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow
 import pytest
 from pyarrow import parquet
-from rows import real_data_dir, written_files
 
+from helpers.rows import real_data_dir, written_files
 from lori.config import DataConfig
 from lori.datasets.paper_examples import paper_rows
 from lori.datasets.paper_sources import SOURCES, DataUnavailable, check_sources

@@ -18,8 +18,8 @@ import pytest
 
 from lori.evaluation import humaneval_sandbox as sandbox
 from lori.evaluation.humaneval_sandbox import Limits, Verdict, check_bubblewrap, run_python
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[1]
 DATA_DIR = Path(os.environ.get("LORI_DATA", ROOT.parent / "shared" / "data"))
 SHORT = Limits(cpu_seconds=1, wall_seconds=20)
 PASSED = Verdict(True, "passed")

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from stores import Store, open_run
 
+from helpers.stores import Store, open_run
 from tasks.tracking.reading import run_reader
 
 

@@ -18,20 +18,20 @@ from huggingface_hub import ModelCard
 from matplotlib.colors import to_rgb
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
-from stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
 
+from helpers.stores import Store, client_of, log_adapter, open_run, runs_of, write_adapter
 from lori.choices.methods import METHODS
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, eval_config, train_config
 from tasks import tracking
 from tasks.engine.jobs import Job, run_inline
+from tasks.machine import ROOT
 from tasks.publish.model_card import Card, interval, to_markdown
 from tasks.report.mlflow_rows import log_rows
 from tasks.report.table import Estimate, Table
 from tasks.results import Handle, Runtime
 
 NAME = f"lori-scale-r{PROFILES['smoke'].rank}.lori-d-4_steps.nlu"
-ROOT = Path(__file__).parents[1]
 VIEWS = yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())
 
 

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lori.evaluation import miniature_sandbox
 from lori.evaluation.miniature_sandbox import Program, refusal_reason, run_programs
+from tasks.machine import ROOT
 
 DOUBLE_TESTS = [[1, 2], [5, 10], [-3, -6]]
 
@@ -34,8 +34,7 @@ def test_lists_comprehensions_and_builtins_run():
 def test_a_limit_that_was_set_outside_of_us_fails_no_right_program():
     limits = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000)); "
     run = f"from lori.evaluation.miniature_sandbox import *; print(run_programs([{RIGHT!r}]))"
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", limits + run], capture_output=True, text=True, check=True, cwd=root)
+    done = subprocess.run([sys.executable, "-c", limits + run], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[True]"
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from rows import read_rows, real_data_dir, write_rows
 
+from helpers.rows import read_rows, real_data_dir, write_rows
 from lori.config import DataConfig
 from lori.datasets.paper_examples import paper_rows
 from lori.datasets.paper_sources import SOURCES

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from stores import Store, client_of, open_run
 
+from helpers.stores import Store, client_of, open_run
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, eval_config, train_config
 from tasks import tracking, train_callback

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow
 import pytest
 from pyarrow import parquet
-from rows import REAL, read_rows, real_data_dir, write_rows
 
+from helpers.rows import REAL, read_rows, real_data_dir, write_rows
 from lori.config import DataConfig
 from lori.datasets.paper_examples import paper_rows, rows_digest, with_digest
 from lori.datasets.rows import load_rows, make_rows, save_rows

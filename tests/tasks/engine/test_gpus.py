@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tasks.engine import gpus
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[1]
 # What `nvidia-smi -L` prints on a machine with two GPUs, the second cut into parts
 LISTED = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-9f1e6b1c-7c31-2f43-6c5a-2f0d0f6a7c11)

@@ -21,8 +21,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.servers.services import Service, choose_port, start, stop, wait_until_healthy
+from tasks.machine import ROOT
 
-ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 SETTINGS = {
     "DO_NOT_TRACK": "1",

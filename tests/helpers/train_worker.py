@@ -1,6 +1,6 @@
 """One process of several under torchrun, for `test_distributed`: trains with DDP, then on a sharded base (FSDP2).
 
-torchrun --nproc-per-node 2 tests/orchestration/train_worker.py OUT
+torchrun --nproc-per-node 2 tests/helpers/train_worker.py OUT
 """
 
 import json

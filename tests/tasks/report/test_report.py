@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from stores import Store, open_run, runs_of
 
 from flows.study.comparison import comparison
 from flows.study.run import Study
 from flows.tables import STAGES, continual_learning, control_rows, single_domain
+from helpers.stores import Store, open_run, runs_of
 from lori.evaluation.claims import CLAIMS, MIN_SEEDS, Claim, Rule, judge
 from lori.evaluation.intervals import Interval, Intervals, from_metrics, to_metrics
 from lori.evaluation.scoring import mean_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
+from tasks.machine import ROOT
 
 
 def run_stack(*arguments: str, directory: Path, **env: str) -> subprocess.Popen[str]:

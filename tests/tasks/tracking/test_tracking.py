@@ -12,9 +12,10 @@ from typing import Any
 
 import mlflow
 import pytest
-from stores import KEY, Store, client_of, open_run, runs_of
 
+from helpers.stores import KEY, Store, client_of, open_run, runs_of
 from tasks import tracking
+from tasks.machine import ROOT
 from tasks.results import Runtime
 from tasks.tracking.client import experiment_id_of
 
@@ -219,7 +220,7 @@ def test_a_run_has_a_page_where_there_is_a_server(store: Store) -> None:
 
 def test_the_folder_called_mlflow_does_not_hide_the_package() -> None:
     assert "site-packages" in mlflow.__file__
-    assert not list(Path(__file__, "../../mlflow").resolve().rglob("*.py"))
+    assert not list((ROOT / "mlflow").rglob("*.py"))
 
 
 def test_provenance_names_every_library_that_makes_numbers() -> None:

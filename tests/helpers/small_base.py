@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from rows import read_rows
 from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.rows import read_rows
 
 VOCABULARY = 600
 
