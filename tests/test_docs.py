@@ -7,6 +7,7 @@ import runpy
 import pytest
 import yaml
 
+from helpers.documents import example_in
 from helpers.rows import read_rows, real_data_dir
 from lori.base_models.resolve import identity
 from lori.recipes.scale_numbers import LEARNING_RATES, MERGE_WEIGHTS
@@ -27,11 +28,6 @@ def test_every_file_of_the_project_is_in_the_readmes_file_map():
     names = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
     assert names - listed == set()
     assert all((ROOT / name).exists() for name in listed)
-
-
-def example_in(document: str, name: str) -> str:
-    (code,) = re.findall(rf"<!-- {name} -->\n```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    return code
 
 
 def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):

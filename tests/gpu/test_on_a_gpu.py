@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from test_training import Killed, config_of, dying, fit, some_masks, trained, without_times
 
+from helpers.trainings import Killed, config_of, dying, fit, some_masks, trained, without_times
 from lori.adapters.attach import attach, sparsify
 from lori.adapters.attached import lora_layers
 from lori.adapters.layer import FlatValues

@@ -241,18 +241,6 @@ def test_deployments_are_modules_in_pools_that_the_bootstrap_makes() -> None:
     assert all(re.fullmatch(r"flows\.\w+\.\w+", deployment["entrypoint"]) for deployment in YAML["deployments"])
 
 
-def test_what_takes_long_holds_no_lease_and_only_the_look_out_is_on_a_schedule() -> None:
-    limited = [deployment["name"] for deployment in YAML["deployments"] if "concurrency_limit" in deployment]
-    assert limited == ["daily"]
-    active = [
-        schedule["slug"]
-        for deployment in YAML["deployments"]
-        for schedule in deployment.get("schedules", ())
-        if schedule["active"]
-    ]
-    assert active == ["daily"]
-
-
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, queue.Queue[str]]]:
     """The address of a server, and what was posted there."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_docs import example_in
 
+from helpers.documents import example_in
 from helpers.train_worker import fit
 from lori.base_models.resolve import SCALE_MODEL_DIR
 from tasks.machine import ROOT

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from test_steps import DATA, EVALUATE, TRAIN
 
+from helpers.job_configs import DATA, EVALUATE, TRAIN
 from lori.config import MaskConfig
 from tasks.engine import executors, pool
 from tasks.engine.executors import check_executor

@@ -11,18 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
-from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.exceptions import FailedRun, ParameterTypeError
+from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
-from prefect.utilities.importtools import import_object
 
 import tasks.evaluate
 from flows.deployments import ablate, full_paper, scout, sweep
-from flows.study.run import prepare_study
-from lori.choices.hardware import Hardware
 from lori.evaluation.scoring import SCORERS
 from tasks import tracking
 from tasks.engine import pool, prefetch
@@ -30,7 +25,7 @@ from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
 from tasks.machine import ROOT, local_runtime
 from tasks.results import Handle, Runtime
-from tasks.tracking import MlflowException, TrackingUnavailable, provenance
+from tasks.tracking import MlflowException, provenance
 
 Computed = Callable[[], list[str]]
 adapt = partial(full_paper, tables=["single"])
@@ -169,16 +164,6 @@ def test_a_run_begins_with_what_is_to_come(paper: dict[str, int], capsys: pytest
     assert outlook.endswith(" at the pace of the cached train, evaluate.")
 
 
-def test_what_is_to_come_is_reckoned_by_what_each_step_took() -> None:
-    taken = {"train": [60.0, 0.0, 180.0], "evaluate": [30.0], "mask": [0.0]}  # 0 s: MLflow had it
-    outlook = prefetch.Outlook({"train": 3, "evaluate": 2, "mask": 1, "compare": 1}, taken)
-    assert str(outlook) == (
-        "12 cells, 5 of them cached. To compute, unless MLflow has it: 3 train, 2 evaluate, 1 mask, 1 compare;"
-        " 0:07:00 of work at the pace of the cached train, evaluate."
-    )
-    assert str(prefetch.Outlook({"train": 2}, {})).endswith(" To compute, unless MLflow has it: 2 train.")
-
-
 def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
     paper: dict[str, int], computed: Computed
 ) -> None:
@@ -196,20 +181,6 @@ def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
     metrics = {run.data.params["rate"]: run.data.metrics for run in results}
     (chosen,) = [measured["mean"] for measured in metrics.values() if measured["chosen"]]
     assert chosen == max(measured["mean"] for measured in metrics.values())
-
-
-def test_a_sweep_without_validation_rows_is_refused(state_dir: Path) -> None:
-    with pytest.raises(ValueError, match="no validation rows"):
-        sweep(profile="paper-smoke", base_model="scale")
-
-
-def test_a_wrong_setting_of_an_ablation_is_refused_before_anything_starts(state_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"0 <= sparsity < 1"):
-        ablate(profile="smoke", sparsities=[0.5, 1.0])
-    with pytest.raises(ValueError, match=r"continual_rows are a batch of 16 or more, not 3"):
-        ablate(profile="smoke", continual_rows=[3])
-    with pytest.raises(ValueError, match=r"No merge weight for \('rslora'"):
-        ablate(profile="smoke", methods=["rslora"])
 
 
 def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
@@ -238,11 +209,6 @@ def test_a_record_that_was_cut_short_is_made_again_once(paper: dict[str, int], c
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
     adapt(profile="smoke", domains=["nlu"], methods=["lora"], seeds=[5])
     assert computed().count("train lora nlu  seed 5  4 steps") == 2  # at first, and after the cut
-
-
-def test_a_flow_that_has_nothing_to_do_says_so_instead_of_completing(state_dir: Path) -> None:
-    with pytest.raises(ValueError, match="no row of a table"):
-        full_paper(profile="smoke", tables=["continual"], domains=["nlu"])
 
 
 def test_a_bug_is_not_retried_and_the_other_cells_go_on(
@@ -295,21 +261,6 @@ def test_a_cell_that_is_to_be_refreshed_is_computed_with_what_reads_it(
     assert computed() == []
 
 
-def test_a_learning_rate_that_nothing_trains_at_is_said(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """LoRI-D gives LoRI-S its mask; a control has what it controls for its recipe."""
-    rates = dict.fromkeys(["lora", "lori-d", "lori-s", "lori-d-trained-a"], 0.01)
-    study = {"profile": "smoke", "domains": ["nlu"], "learning_rates": rates}
-    for method in ("lori-s", "lori-s-random-mask"):
-        adapt(**study, methods=[method], plan_only=True, hardware=Hardware(gpu="h100"))
-        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("learning_rates")]
-        assert said == "learning_rates changes nothing here for lora, lori-d-trained-a: not trained in this study."
-
-
-def test_a_cell_to_refresh_that_does_not_exist_is_refused_before_anything_runs(state_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"refresh names no cell of this study: train lorax\. It takes `all`, a step"):
-        adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lorax"])
-
-
 def test_what_lost_its_record_in_prefect_is_found_in_mlflow(
     paper: dict[str, int], monkeypatch: pytest.MonkeyPatch, computed: Computed
 ) -> None:
@@ -352,49 +303,3 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
         "evaluate lora nlu  seed 0  4 steps  on nlu validation",
         "train lora nlu  seed 0  4 steps",
     ]
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value"),
-    [
-        ("profile", "huge"),
-        ("base_model", "llama-9"),
-        ("domains", ["nlu", "cooking"]),
-        ("methods", ["lorax"]),
-        ("merge_methods", ["average"]),
-        ("scope", "neuron"),
-    ],
-)
-def test_an_unknown_name_is_refused_with_the_known_ones(parameter: str, value: object) -> None:
-    with pytest.raises(ValueError, match="Known: "):
-        prepare_study(**{"profile": "smoke", parameter: value})
-
-
-@pytest.mark.parametrize("flow", [full_paper, ablate], ids=lambda flow: flow.name)
-def test_every_study_takes_the_rates_that_a_sweep_chose(flow: Flow, state_dir: Path) -> None:
-    with pytest.raises(ValueError, match="The learning rate of lora is a positive number, not 0"):
-        flow(profile="smoke", learning_rates={"lora": 0.0})
-
-
-def test_without_mlflow_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(TrackingUnavailable, match=r"No MLflow server answers at http://127\.0\.0\.1:9 .*`make serve`"):
-        prepare_study("smoke")
-
-
-def test_a_flow_run_with_an_unknown_name_fails_with_that_sentence(state_dir: Path) -> None:
-    with pytest.raises(ParameterTypeError, match=r"methods\.0: Input should be 'base', 'full', 'lora'"):
-        full_paper(profile="smoke", methods=["lorax"])
-
-
-DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-
-
-@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
-def test_every_deployment_names_a_flow_and_parameters_that_it_takes(deployment: dict) -> None:
-    flow = import_object(deployment["entrypoint"])
-    assert isinstance(flow, Flow)
-    given = deployment.get("parameters", {})  # those of a job are its driver's to say
-    assert not given or given.items() <= flow.validate_parameters(given).items()
-    if deployment["name"] != "daily":  # a restarted server crashes a long run that holds a limit
-        assert "concurrency_limit" not in deployment

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
-from test_hub import COMMIT, Hub
+
+from helpers.hub import COMMIT, Hub
 
 RUN = """
 import json, os, sys

@@ -19,15 +19,15 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed, Failed
-from test_hub import COMMIT, Hub
 
 from flows.deployments import full_paper, scout
 from flows.paper_runs import DEPLOYMENT
+from helpers.hub import COMMIT
 from helpers.rows import real_data_dir
+from helpers.searched_hub import ScoutedHub
 from helpers.small_base import small_llama
-from lori.base_models.candidates import Entry, HubSearch, find_candidates, read_entries
+from lori.base_models.candidates import Entry, HubSearch, find_candidates
 from lori.base_models.resolve import BASE_MODELS, identity
-from tasks.machine import ROOT
 
 OTHER_COMMIT = "f" * 40
 LARGE = 70 * 10**9
@@ -191,29 +191,6 @@ def test_without_the_hub_rows_folders_and_commits_are_found(llama: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        (None, "There is no file of candidates"),
-        ("base_models: {", "is no list of candidates"),
-        ("models: [scale]", "Expected `base_models:` with names"),
-        ("base_models: [{base_model: a/b, license: mit}]", "entries of base_model, revision, licence"),
-        ("base_models: [{base_model: a/b, revision: 1234567}]", "quote it"),
-        ("base_models:", "is no list of candidates"),
-    ],
-)
-def test_a_file_that_is_no_list_of_candidates_is_refused(written: str | None, message: str, tmp_path: Path) -> None:
-    if written is not None:
-        (tmp_path / "bases.yaml").write_text(written)
-    with pytest.raises(ValueError, match=message):
-        read_entries(tmp_path / "bases.yaml")
-
-
-def test_the_file_that_comes_with_the_project_is_a_list_of_candidates() -> None:
-    names = [entry.base_model for entry in read_entries(ROOT / "base-models.yaml")]
-    assert {"llama-3-8b", "mistral-7b"} <= {*names}
-
-
-@pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
         ({"profile": "huge"}, ValueError, "Unknown profile 'huge'. Known: scale"),
@@ -232,52 +209,6 @@ def test_without_the_papers_deployment_the_scout_says_how_to_make_it(papers: UUI
         client.delete_deployment(papers)
     with pytest.raises(RuntimeError, match=r"no deployment lori/full-paper .*flows\.bootstrap"):
         scouted("scale")
-
-
-class ScoutedHub(Hub):
-    """A hub that can also be searched: of an author, and a collection."""
-
-    errors = {"org/gated": (401, "GatedRepo"), "org/gone": (404, "RepoNotFound")}  # noqa: RUF012
-    listed = ("org/good", "org/large", "org/strict", "org/encoder", "org/gated")
-    told = {  # noqa: RUF012
-        "org/good": {"tags": ["license:mit"]},
-        "org/large": {
-            "tags": ["license:mit"],
-            "safetensors": {"parameters": {"BF16": 70 * 10**9}, "total": 70 * 10**9},
-        },
-        "org/strict": {"tags": ["license:cc-by-nc-4.0"]},
-        "org/encoder": {"tags": ["license:mit"]},
-        "org/gated": {"tags": ["license:mit"]},
-    }
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/":
-            return self.answer(200)
-        if path == "/api/models":
-            models = [{"id": name, "sha": COMMIT, **self.told[name]} for name in self.listed]
-            return self.answer(200, content=json.dumps(models).encode())
-        if path == "/api/collections/org/new-0123":
-            return self.answer(200, content=json.dumps(self.collection()).encode())
-        if path.startswith("/api/collections/"):
-            return self.answer(404)
-        if re.fullmatch(r"/api/models/[\w-]+/[\w-]+", path):
-            self.path = f"{path}/revision/main"
-        return super().do_GET() if self.path.count("/") > 2 else self.answer(404)  # what it asks about itself
-
-    do_HEAD = do_GET
-
-    def collection(self) -> dict[str, Any]:
-        names = [("model", "org/good"), ("dataset", "org/rows"), ("model", "org/gone")]
-        items = [{"_id": id, "id": id, "type": kind, "position": 0} for kind, id in names]
-        about = {"title": "New", "owner": {}, "lastUpdated": "2026-01-01T00:00:00.000Z", "theme": "blue"}
-        return {"slug": "org/new-0123", "items": items, "position": 0, "private": False, "upvotes": 0, **about}
-
-    def listing(self, files: dict[str, bytes], what: str) -> bytes:
-        _, org, name, *_ = self.parts()
-        listed = json.loads(super().listing(files, what))
-        about = {"id": f"{org}/{name}", **self.told[f"{org}/{name}"]}
-        return json.dumps({**listed, **about} if isinstance(listed, dict) else listed).encode()
 
 
 SCOUT = """

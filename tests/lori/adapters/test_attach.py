@@ -1,15 +1,14 @@
 """What each method trains, and that it reloads as vanilla PEFT."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.smoke_adapters import TOKENS, config_of, shake
 from lori.adapters.attach import (
     apply_adapter,
     attach,
@@ -22,31 +21,14 @@ from lori.adapters.attach import (
 from lori.adapters.attached import b_shapes, lora_layers
 from lori.adapters.checked_files import digest
 from lori.adapters.layer import projection_a
-from lori.adapters.masks import extract_masks, load_masks, random_masks
+from lori.adapters.masks import load_masks, random_masks
 from lori.adapters.peft_files import LORA_A, LORA_B, open_adapter
 from lori.base_models.loading import load_base
 from lori.choices.methods import METHODS, method
 from lori.config import MaskConfig
-from lori.recipes.checked_profile import profile
-from lori.recipes.configs import train_config
 
-TOKENS = torch.arange(3, 43).view(2, 20)
 FACTOR_METHODS = [name for name, row in METHODS.items() if row.kind == "lora"]
 BASE_AS_IT_WAS = [name for name in FACTOR_METHODS if name != "pissa"]  # of PiSSA: see test_baselines.py
-
-
-def config_of(name, **changes):
-    return replace(train_config(profile("smoke"), "lora", "nlu", seed=0), method=name, **changes)
-
-
-def shake(model):
-    """Random values in everything that trains, so that an adapter is not the identity."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -215,82 +197,10 @@ def test_a_trained_a_has_no_seed_in_the_metadata(tmp_path):
         assert "a_key" not in adapter.metadata
 
 
-@pytest.fixture
-def saved(tmp_path):
-    save_adapter(shake(attach(load_base("scale"), config_of("lori-d"))), tmp_path / "adapter", config_of("lori-d"))
-    return tmp_path / "adapter"
-
-
-def edit(directory, change):
-    """Rewrite the tensors, and keep the header's metadata."""
-    path = directory / "adapter_model.safetensors"
-    with safe_open(str(path), "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata=metadata)
-
-
-@pytest.mark.parametrize("factor", ["A", "B"])
-def test_an_edited_adapter_is_refused(factor, saved):
-    name = f"base_model.model.model.layers.1.mlp.up_proj.lora_{factor}.weight"
-    edit(saved, lambda tensors: tensors[name].__setitem__((0, 0), 1.0))
-    with pytest.raises(ValueError, match=rf"changed after it was saved: its {factor}'s"):
-        load_adapter(load_base("scale"), saved)
-
-
-def test_a_truncated_adapter_is_refused(saved):
-    path = saved / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors is damaged"):
-        load_adapter(load_base("scale"), saved)
-
-
-def test_damaged_settings_are_refused(saved):
-    (saved / "adapter_config.json").write_text('{"peft_type": "LO')
-    with pytest.raises(ValueError, match=r"adapter_config.json is damaged"):
-        load_adapter(load_base("scale"), saved)
-
-
-def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is no PEFT adapter: it has no adapter_config.json"):
-        load_adapter(load_base("scale"), tmp_path)
-
-
-def narrower_base():
-    config = LlamaConfig.from_pretrained("lori/scale_model")
-    config.hidden_size, config.intermediate_size, config.head_dim = 64, 96, 16
-    return AutoModelForCausalLM.from_config(config)
-
-
-def test_an_adapter_of_a_base_with_other_shapes_is_refused(saved):
-    with pytest.raises(ValueError, match=r"is not an adapter of this base model: .*q_proj|down_proj"):
-        load_adapter(narrower_base(), saved)
-
-
-def test_training_goes_on_only_on_the_base_that_an_adapter_was_made_for(saved):
-    with pytest.raises(ValueError, match=r"is an adapter of scale@\w+, not of elsewhere"):
-        attach_trained(load_base("scale"), saved, config_of("lori-d", base_model="elsewhere"))
-
-
-def test_a_mask_of_another_adapter_is_refused(tmp_path):
-    small = config_of("lori-d", rank=3, alpha=6)
-    save_adapter(shake(attach(load_base("scale"), small)), tmp_path, small)
-    masks = extract_masks(tmp_path, MaskConfig(0.9, "model"))
-    with pytest.raises(ValueError, match="made at another rank"):
-        sparsify(attach(load_base("scale"), config_of("lori-s")), masks)
-
-
 def test_a_compiled_model_is_saved(tmp_path):
     model = torch.compile(attach(load_base("scale"), config_of("lori-d")), backend="eager")
     save_adapter(model, tmp_path, config_of("lori-d"))
     assert (tmp_path / "adapter_model.safetensors").exists()
-
-
-def test_a_model_without_an_adapter_is_not_saved_as_one(tmp_path):
-    with pytest.raises(ValueError, match="has no adapter to save"):
-        save_adapter(load_base("scale"), tmp_path / "adapter", config_of("lori-d"))
-    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_dense_adapter_does_not_keep_the_mask_of_the_one_before(tmp_path):
@@ -298,40 +208,6 @@ def test_a_dense_adapter_does_not_keep_the_mask_of_the_one_before(tmp_path):
     save_adapter(sparse, tmp_path, config_of("lori-s"))
     save_adapter(attach(load_base("scale"), config_of("lori-d")), tmp_path, config_of("lori-d"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("[]", r"is damaged: it holds no settings"),
-        ('{"peft_type": "LORA", "r": 6}', r"lacks lora_alpha, target_modules"),
-        ('{"peft_type": "IA3"}', r"is of a IA3 adapter"),
-    ],
-)
-def test_settings_that_are_not_loras_are_refused(settings, message, saved):
-    (saved / "adapter_config.json").write_text(settings)
-    with pytest.raises(ValueError, match=message):
-        load_adapter(load_base("scale"), saved)
-
-
-def test_an_edited_alpha_is_refused(saved):
-    path = saved / "adapter_config.json"
-    path.write_text(path.read_text().replace('"lora_alpha": 12', '"lora_alpha": 120'))
-    with pytest.raises(ValueError, match=r"gave a scaling of 2\.0"):
-        load_adapter(load_base("scale"), saved)
-
-
-def test_an_adapter_is_saved_whole_or_not_at_all(saved, monkeypatch):
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-
-    def full_disk(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("lori.adapters.peft_files.json.dumps", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_adapter(attach(load_base("scale"), config_of("lori-d")), saved, config_of("lori-d"))
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_saved_adapter_names_its_base_and_no_folder_of_this_machine(tmp_path):
@@ -359,49 +235,6 @@ def test_lori_trains_b_alone_and_lora_both_factors(name):
     trainable = {parameter_name for parameter_name, p in model.named_parameters() if p.requires_grad}
     assert any(LORA_B in parameter for parameter in trainable)
     assert any(LORA_A in parameter for parameter in trainable) == (name in ("lora", "dora", "rslora", "pissa"))
-
-
-def factor_as(model):
-    return {name: p for name, p in model.named_parameters() if LORA_A in name}
-
-
-def test_a_is_one_per_domain_and_seed_and_the_same_for_lori_d_and_lori_s():
-    dense, sparse = (factor_as(attach(load_base("scale"), config_of(name))) for name in ("lori-d", "lori-s"))
-    other_domain = factor_as(attach(load_base("scale"), config_of("lori-d", domain="math")))
-    other_seed = factor_as(attach(load_base("scale"), config_of("lori-d", seed=1)))
-    for name, a in dense.items():
-        assert torch.equal(a, sparse[name])
-        assert not torch.equal(a, other_domain[name])
-        assert not torch.equal(a, other_seed[name])
-    assert len({a.flatten()[0].item() for a in dense.values()}) == len(dense), "modules must not share an A"
-
-
-def test_shared_a_is_one_a_for_all_domains():
-    first, second = (
-        factor_as(attach(load_base("scale"), config_of("lori-d", domain=domain, shared_a=True)))
-        for domain in ("nlu", "math")
-    )
-    assert all(torch.equal(a, second[name]) for name, a in first.items())
-
-
-def test_fresh_a_is_another_a_for_the_sparse_method_than_for_the_dense_one():
-    dense, sparse, default = (
-        factor_as(attach(load_base("scale"), config_of(name, fresh_a=fresh)))
-        for name, fresh in (("lori-d", True), ("lori-s", True), ("lori-d", False))
-    )
-    assert all(torch.equal(a, default[name]) for name, a in dense.items())
-    assert not any(torch.equal(a, dense[name]) for name, a in sparse.items())
-
-
-@pytest.mark.parametrize("name", ["lori-d", "lori-s"])
-def test_set_adapter_and_is_trainable_leave_a_frozen(name, tmp_path):
-    model = attach(load_base("scale"), config_of(name))
-    model.set_adapter("default")
-    save_adapter(model, tmp_path, config_of(name))
-    for trained in (model, attach_trained(load_base("scale"), tmp_path, config_of(name))):
-        trained.set_adapter("default")
-        assert not any(a.requires_grad for a in factor_as(trained).values())
-        assert any(parameter.requires_grad for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s"])

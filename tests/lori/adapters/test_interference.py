@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import hypergeom
-from test_merging import make_adapter, products, written
 
+from helpers.merge_inputs import make_adapter, products, written
 from lori.adapters.interference import (
     Overlap,
     compare_adapters,

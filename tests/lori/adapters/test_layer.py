@@ -9,64 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.tiny_llama import TARGETS, TOKENS, gradients, loss_of, some_masks, tiny_llama, with_lora
 from lori.adapters.attach import sparsify
 from lori.adapters.attached import ADAPTER, lora_layers
 from lori.adapters.checked_files import digest
-from lori.adapters.layer import FlatValues, LoriLinear, PlainLinear, SparseB, projection_a
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TOKENS = torch.arange(3, 43).view(2, 20)
-
-
-def tiny_llama(dtype=torch.float32):
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(shape).to(dtype)
-
-
-def with_lora(model, *, fused, **options):
-    """PEFT's LoRA, or ours: the same A and a B that is not zero."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM", **options)
-    if fused:
-        config._register_custom_module({PlainLinear: LoriLinear})
-    model = get_peft_model(model, config)
-    generator = torch.Generator().manual_seed(1)
-    for module, layer in lora_layers(model).items():
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        a.data = projection_a("0/test", module, tuple(a.shape)).to(a.dtype)
-        a.requires_grad_(False)
-        b.data = 0.1 * torch.randn(b.shape, generator=generator).to(b.dtype)
-    return model
-
-
-def some_masks(model, density=0.2):
-    generator = torch.Generator().manual_seed(2)
-    return {
-        module: torch.rand(layer.lora_B[ADAPTER].weight.shape, generator=generator) < density
-        for module, layer in lora_layers(model).items()
-    }
-
-
-def loss_of(model):
-    return model(input_ids=TOKENS, labels=TOKENS).loss
-
-
-def gradients(model):
-    loss_of(model).backward()
-    return {
-        module: (b.values if isinstance(b, SparseB) else b.weight).grad
-        for module, b in ((module, layer.lora_B[ADAPTER]) for module, layer in lora_layers(model).items())
-    }
+from lori.adapters.layer import LoriLinear, PlainLinear, projection_a
 
 
 def test_the_fused_node_gives_pefts_logits_and_gradients():
@@ -293,74 +241,6 @@ def test_a_stays_frozen_whatever_peft_does_to_the_adapter():
     for layer in lora_layers(model).values():
         assert not layer.lora_A[ADAPTER].weight.requires_grad
         assert layer.lora_B[ADAPTER].weight.requires_grad
-
-
-def sparse_of(b, mask):
-    return SparseB(nn.Parameter(b.clone()), mask)
-
-
-B = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-MASK = torch.tensor([[True, False], [False, True], [False, False]])
-
-
-def test_a_sparse_b_is_a_dense_weight_in_a_state_dict():
-    b = sparse_of(B * MASK, MASK)
-    assert list(b.state_dict()) == ["weight"]
-    assert torch.equal(b.state_dict()["weight"], B * MASK)
-    b.load_state_dict({"weight": 10 * B * MASK})
-    assert b.values.tolist() == [10.0, 40.0]
-
-
-@pytest.mark.parametrize("start", [B * MASK, B])
-def test_a_state_dict_that_differs_outside_the_mask_is_refused(start):
-    b = sparse_of(start, MASK)
-    with pytest.raises(RuntimeError, match="differs outside the mask"):
-        b.load_state_dict({"weight": start + torch.eye(3, 2).flip(0)})
-
-
-def test_a_state_dict_of_another_shape_is_refused():
-    with pytest.raises(RuntimeError, match=r"\(2, 3\) for a B of \(3, 2\)"):
-        sparse_of(B, MASK).load_state_dict({"weight": B.T})
-
-
-def test_what_lies_outside_the_mask_stays_and_does_not_train():
-    b = sparse_of(B, MASK)
-    b.weight.sum().backward()
-    assert b.values.grad.tolist() == [1.0, 1.0]
-    with torch.no_grad():
-        b.values.zero_()
-    assert torch.equal(b.weight, B * ~MASK)
-
-
-def test_an_empty_mask_is_a_frozen_b():
-    b = sparse_of(B, torch.zeros(3, 2, dtype=torch.bool))
-    assert torch.equal(b(torch.eye(2)), B.T)
-
-
-@pytest.mark.parametrize("keep_dense", [None, torch.float32])
-def test_the_flat_layout_steps_as_one_vector_and_gives_the_same_bits(keep_dense):
-    masks = some_masks(with_lora(tiny_llama(), fused=True))
-    each = sparsify(with_lora(tiny_llama(), fused=True), masks)
-    flat_model = sparsify(with_lora(tiny_llama(), fused=True), masks)
-    layers = [layer.lora_B[ADAPTER] for layer in lora_layers(flat_model).values()]
-    flat = FlatValues(layers, keep_dense=keep_dense)
-    one = torch.optim.AdamW([flat.values], lr=1e-2, weight_decay=0.0)
-    many = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
-    for _ in range(4):
-        for optimizer, model in ((one, flat_model), (many, each)):
-            if optimizer is one:
-                flat.lend_gradients()
-            loss_of(model).backward()
-            flat.gradients()
-            optimizer.step()
-            model.zero_grad()
-        flat.scatter()
-    if keep_dense:
-        assert all(torch.equal(layer.dense, layer.weight) for layer in layers)
-    for expected, b in zip((p for p in each.parameters() if p.requires_grad), layers, strict=True):
-        assert torch.equal(b.values, expected)
-    flat.release()
-    assert all(layer.dense is None for layer in layers)
 
 
 def test_a_is_kaiming_uniform():

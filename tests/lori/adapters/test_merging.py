@@ -9,68 +9,23 @@ from peft import PeftModel
 from peft.utils.merge_utils import magnitude_prune, ties
 from safetensors.torch import load_file
 
-from lori.adapters.attach import apply_adapter, attach, save_adapter
+from helpers.merge_inputs import COLUMN, ROW, make_adapter, merge_of, products, updates, weights_of, written
+from lori.adapters.attach import apply_adapter
 from lori.adapters.merging import merge
-from lori.adapters.peft_files import module_name, open_adapter, write_adapter
+from lori.adapters.peft_files import module_name, open_adapter
 from lori.base_models.loading import load_base
 from lori.base_models.resolve import identity
 from lori.choices.merge_methods import MERGE_METHODS
-from lori.config import MergeConfig
 from lori.recipes.checked_profile import profile
-from lori.recipes.configs import train_config
 
 # All but dare, which draws
 PEFT_NAMES = {"concat": "cat", "linear": "linear", "svd": "svd", "magnitude": "magnitude_prune", "ties": "ties"}
-ROW, COLUMN = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.0]])
-
-
-def make_adapter(directory, name, domain, **changes):
-    config = replace(train_config(profile("smoke"), name, domain, seed=0), **changes)
-    model = attach(load_base("scale"), config)
-    torch.manual_seed(len(domain))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    save_adapter(model, directory, config)
-    return directory
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     return [make_adapter(root / domain, "lora", domain) for domain in ("nlu", "math", "safety")]
-
-
-def merge_of(method, weights, density=0.5, seed=0):
-    return MergeConfig(identity("scale"), method, tuple(weights), density, seed, match_norms=False)
-
-
-def weights_of(model):
-    return {name: p.detach() for name, p in model.state_dict().items()}
-
-
-def updates(directory):
-    base, adapted = weights_of(load_base("scale")), weights_of(apply_adapter(load_base("scale"), directory))
-    return {name: adapted[name] - base[name] for name in base}
-
-
-def written(directory, factors, **changes):
-    """An adapter of (a, b) by module, at scaling 2, of a base model that nobody needs."""
-    tensors = {}
-    for module, (a, b) in factors.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    tensors |= changes.pop("tensors", {})
-    rank = next(iter(factors.values()))[0].shape[0]
-    settings = {"peft_type": "LORA", "base_model_name_or_path": identity("scale"), "r": rank, "lora_alpha": 2 * rank}
-    write_adapter(directory, tensors, settings | {"target_modules": sorted(factors)} | changes, {})
-    return directory
-
-
-def products(directory):
-    with open_adapter(directory) as adapter:
-        return {m: adapter.scaling(m) * adapter.b(m) @ adapter.a(m) for m in adapter.modules}
 
 
 def pefts_merge(directories, weights, method):
@@ -298,56 +253,6 @@ def test_a_merge_that_cannot_be_is_refused_before_anything_is_written(config, me
     assert not (tmp_path / "out").exists()
 
 
-def cut(directory):
-    path = directory / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    return directory
-
-
-FIT = {"p": (ROW, COLUMN)}
-LONE_A, LONE_BIAS = "base_model.model.q.lora_A.weight", "base_model.model.p.bias"
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (lambda out: written(out, FIT, base_model_name_or_path="tall"), r"good of 'scale@\w+', \S*/bad of 'tall'"),
-        (lambda out: written(out, FIT, bias="all"), r"bad has bias, which a merge of factors would lose"),
-        (lambda out: written(out, FIT, lora_bias=True), r"bad has lora_bias"),
-        (lambda out: written(out, FIT, modules_to_save=["lm_head"]), r"bad has modules_to_save"),
-        (lambda out: written(out, FIT, kasa_config={"beta": 1}), r"bad has kasa_config"),
-        (lambda out: written(out, FIT, tensors={LONE_BIAS: torch.ones(2)}), r"bad has base_model.model.p.bias"),
-        (lambda out: written(out, FIT, peft_type="LOHA"), r"bad/adapter_config.json is of a LOHA adapter"),
-        (lambda out: written(out, FIT, tensors={LONE_A: ROW}), r"bad is damaged: \S*q.lora_A.weight lacks"),
-        (lambda out: written(out, {"p": (ROW, torch.ones(2, 3))}), r"bad: A \[1, 2\] and B \[2, 3\] of p do not fit"),
-        (
-            lambda out: written(out, {"p": (ROW, torch.ones(3, 1))}),
-            r"bad was made for another base model than \S*good",
-        ),
-        (lambda out: written(out, {"p": (ROW, COLUMN / 0)}), r"bad: p has NaN or infinite entries"),
-        (lambda out: written(out, {"p": (ROW * -torch.inf, COLUMN)}), r"bad: p has NaN or infinite entries"),
-        (lambda out: cut(written(out, FIT)), r"bad/adapter_model.safetensors is damaged"),
-        (lambda out: out, r"bad holds neither an adapter \(adapter_config.json\) nor a model"),
-    ],
-)
-def test_an_adapter_that_cannot_be_merged_is_named_and_nothing_is_written(bad, message, tmp_path):
-    directories = [written(tmp_path / "good", FIT), bad(tmp_path / "bad")]
-    with pytest.raises(ValueError, match=message):
-        merge(directories, merge_of("concat", [1.0, 1.0]), tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} <= {"good", "bad"}
-
-
-def test_a_failed_merge_leaves_an_older_one_as_it_was(tmp_path):
-    out = written(tmp_path / "out", FIT)
-    before = {path: path.read_bytes() for path in out.iterdir()}
-    late = written(tmp_path / "late", {"p": (ROW, COLUMN), "q": (ROW, torch.nan * COLUMN)})
-    with pytest.raises(ValueError, match="late: q has NaN"):
-        merge([late], merge_of("concat", [1.0]), out)
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
-    merge([out], merge_of("concat", [0.5]), out)  # an adapter may be its own merge's place
-    torch.testing.assert_close(products(out)["p"], COLUMN @ ROW)
-
-
 def test_ranks_that_differ_by_module_are_summed_where_they_agree(tmp_path):
     torch.manual_seed(0)
     pairs = {"p": (torch.randn(2, 3), torch.randn(3, 2)), "q": (torch.randn(1, 3), torch.randn(3, 1))}
@@ -361,23 +266,3 @@ def test_ranks_that_differ_by_module_are_summed_where_they_agree(tmp_path):
     third = written(tmp_path / "c", {"p": pairs["p"], "q": pairs["p"]})
     with pytest.raises(ValueError, match=r"those of q have ranks \[1, 2\]"):
         merge([first, third], merge_of("ties", [0.5, 0.5]), tmp_path / "out2")
-
-
-def test_svd_of_models_without_factors_is_refused(tmp_path):
-    directory = make_adapter(tmp_path / "model", "full", "nlu")
-    with pytest.raises(ValueError, match=r"svd needs the low-rank factors that \S*/model lacks"):
-        merge([directory], merge_of("svd", [1.0]), tmp_path / "out")
-
-
-def test_a_damaged_model_or_one_of_another_shape_is_refused(tmp_path):
-    directory = make_adapter(tmp_path / "model", "full", "nlu")
-    wider = apply_adapter(load_base("scale"), directory)
-    wider.resize_token_embeddings(wider.config.vocab_size + 8)
-    wider.save_pretrained(str(tmp_path / "wider"))
-    with pytest.raises(ValueError, match=r"wider was made for another base model than scale"):
-        merge([directory, tmp_path / "wider"], merge_of("linear", [1.0, 1.0]), tmp_path / "out")
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-        merge([directory], merge_of("linear", [1.0]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()

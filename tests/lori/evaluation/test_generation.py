@@ -1,54 +1,19 @@
 """Completions depend neither on their neighbours in a batch nor on when they stop; a row's tokens are what trains."""
 
 import json
-import random
-from collections import Counter
-from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.completions import SAMPLED, complete_rows, config_of, scale, text_of
 from lori.base_models.loading import load_base, load_tokenizer
 from lori.choices.domains import Example
-from lori.config import EvalConfig
-from lori.datasets.rows import load_rows, make_rows, save_rows
-from lori.datasets.tokenise import IGNORED, tokenise
 from lori.evaluation.answers import evaluate, rescore
-from lori.evaluation.generation import check_lengths, complete, nucleus, prepare, random_numbers
+from lori.evaluation.generation import check_lengths, prepare
 from lori.evaluation.scoring import SCORERS
-from lori.recipes.checked_profile import profile
-from lori.recipes.configs import data_config, train_config
-from lori.recipes.paper_numbers import paper_config
 from lori.scale_model import rows
-from lori.training.batches import collate
-
-SAMPLED = {"temperature": 0.8, "top_p": 0.95}
-
-
-def config_of(domain="math", **changes) -> EvalConfig:
-    config = EvalConfig(domain, 1, 0.0, 1.0, 12, 64, max_length=160, max_prompt_length=112, seed=0)
-    return replace(config, **changes)
-
-
-def never(_example, _text) -> bool:
-    return False
-
-
-def complete_rows(model, tokenizer, examples, config, is_settled=never):
-    return complete(model, tokenizer, prepare(model, tokenizer, examples, config), config, is_settled)
-
-
-def scale() -> tuple[Any, PreTrainedTokenizerBase]:
-    return load_base("scale"), load_tokenizer("scale")
-
-
-def text_of(tokenizer, tokens) -> str:
-    (text,) = tokenizer.batch_decode([tokens], skip_special_tokens=True)
-    return text
 
 
 def endless(model):
@@ -198,112 +163,6 @@ def test_a_completion_keeps_the_space_that_it_starts_with():
     assert tokenizer.decode([answer, answer]) == "answer answer"
 
 
-# sampling
-
-
-def test_every_prompt_gets_its_samples_and_the_seed_repeats_them():
-    model, tokenizer = scale()
-    examples = rows("code", "test", 5)
-    config = config_of("code", num_samples=3, max_new_tokens=8, temperature=1.0)
-    first, again = (complete_rows(model, tokenizer, examples, config) for _ in range(2))
-    other = complete_rows(model, tokenizer, examples, replace(config, seed=1))
-    assert [len(samples) for samples in first] == [3] * 5
-    assert first == again
-    assert first != other
-
-
-def test_samples_depend_neither_on_the_order_of_the_rows_nor_on_the_size_of_a_batch():
-    model, tokenizer = scale()
-    examples = rows("code", "test", 8)
-    config = config_of("code", num_samples=3, max_new_tokens=16, **SAMPLED)
-    shuffled = random.Random(0).sample(examples, len(examples))
-    expected = dict(zip([row.id for row in examples], complete_rows(model, tokenizer, examples, config), strict=True))
-    assert len({text for texts in expected.values() for text in texts}) > len(examples)
-    for batch_size in (1, 7, 1000):
-        completions = complete_rows(model, tokenizer, shuffled, replace(config, batch_size=batch_size))
-        assert dict(zip([row.id for row in shuffled], completions, strict=True)) == expected
-
-
-def test_more_samples_of_a_prompt_change_none_before():
-    model, tokenizer = scale()
-    examples = rows("code", "test", 3)
-    config = config_of("code", num_samples=6, max_new_tokens=16, **SAMPLED)
-    six = complete_rows(model, tokenizer, examples, config)
-    two = complete_rows(model, tokenizer, examples, replace(config, num_samples=2))
-    assert [texts[:2] for texts in six] == two
-
-
-def test_random_numbers_are_uniform_and_each_samples_own():
-    config = config_of(num_samples=40, max_new_tokens=500)
-    numbers = random_numbers(config, "a")
-    assert 0 < numbers.min() < numbers.max() < 1
-    counts, _ = np.histogram(numbers, bins=10, range=(0, 1))
-    assert ((counts - 2000) ** 2 / 2000).sum() < 30  # χ² with 9 degrees of freedom: p < 0.001
-    assert len(set(numbers.flat)) > 19_990
-    assert not np.isin(numbers, random_numbers(config, "b")).mean() > 0.01
-    assert np.array_equal(numbers[:3, :7], random_numbers(replace(config, num_samples=3, max_new_tokens=7), "a"))
-
-
-def test_samples_that_share_a_prefix_have_the_distribution_of_independent_samples():
-    model, tokenizer = scale()
-    (example,) = rows("code", "test", 1)
-    config = config_of("code", num_samples=4000, max_new_tokens=2, temperature=1.5)
-    (samples,) = complete_rows(model, tokenizer, [example], config)
-    tokens = tokenizer([example.prompt], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        first = (model(tokens).logits[0, -1] / 1.5).softmax(-1)
-        likely = first.topk(3).indices
-        second = (model(torch.cat([tokens.expand(3, -1), likely[:, None]], dim=1)).logits[:, -1] / 1.5).softmax(-1)
-    for row, token in enumerate(likely):
-        follower = second[row].argmax()
-        text = text_of(tokenizer, [token, follower])
-        # two token pairs may read alike, so the share is at least the pair's probability, less 4 standard errors
-        probability = (first[token] * second[row, follower]).item()
-        assert samples.count(text) / 4000 >= probability - 4 * (probability * (1 - probability) / 4000) ** 0.5
-    (ones,) = complete_rows(model, tokenizer, [example], replace(config, max_new_tokens=1))
-    text = text_of(tokenizer, [likely[0]])
-    probability = first[likely[0]].item()
-    assert abs(ones.count(text) / 4000 - probability) < 4 * (probability * (1 - probability) / 4000) ** 0.5
-
-
-def test_only_tokens_of_the_nucleus_are_drawn_in_their_proportions():
-    model, tokenizer = scale()
-    (example,) = rows("code", "test", 1)
-    config = config_of("code", num_samples=2000, max_new_tokens=1, temperature=5.0, top_p=0.8)
-    (samples,) = complete_rows(model, tokenizer, [example], config)
-    tokens = tokenizer([example.prompt], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        probabilities = (model(tokens).logits[0, -1] / 5.0).softmax(-1).sort(descending=True)
-    size = int((probabilities.values.cumsum(0) < 0.8).sum()) + 1
-    kept = probabilities.values[:size] / probabilities.values[:size].sum()
-    expected: Counter[str] = Counter()
-    for token, share in zip(probabilities.indices[:size], kept, strict=True):
-        expected[text_of(tokenizer, [token])] += share.item()
-    assert len(expected) > 1
-    for text, count in Counter(samples).items():
-        share = expected[text]
-        assert abs(count / 2000 - share) < 5 * (share * (1 - share) / 2000) ** 0.5
-
-
-def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p():
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = {top_p: (nucleus(logits, top_p) > 0).sum().item() for top_p in (0.4, 0.7, 0.85, 1.0)}
-    assert kept == {0.4: 1, 0.7: 2, 0.85: 3, 1.0: 4}
-
-
-@pytest.mark.parametrize(("batch_size", "num_samples", "most_prompts"), [(6, 1, 6), (6, 3, 2), (2, 3, 1)])
-def test_a_batch_is_as_many_sequences_as_asked_for_or_one_prompts_samples(batch_size, num_samples, most_prompts):
-    model, tokenizer = scale()
-    examples = rows("code", "test", 7)
-    sizes = []
-    model.register_forward_pre_hook(lambda _, __, inputs: sizes.append(inputs["input_ids"].shape), with_kwargs=True)
-    config = config_of("code", num_samples=num_samples, batch_size=batch_size, max_new_tokens=4, temperature=1.0)
-    complete_rows(model, tokenizer, examples, config)
-    starts = [num_rows for num_rows, length in sizes if length > 1]
-    assert starts == [most_prompts] * (7 // most_prompts) + [7 % most_prompts] * (7 % most_prompts > 0)
-    assert max(num_rows for num_rows, _ in sizes) <= max(batch_size, num_samples)
-
-
 # prompts, metrics and records
 
 
@@ -364,55 +223,3 @@ def test_records_of_other_rows_are_refused():
     for others in (examples[::-1], examples[:2], rows("math", "validation", 3)):
         with pytest.raises(ValueError, match="of other rows"):
             rescore(others, records, "math")
-
-
-# rows that train
-
-
-def scale_config(domain: str):
-    return paper_config("lora", domain, "scale", max_length=160, max_prompt_length=112)
-
-
-def test_only_response_and_end_are_scored():
-    tokenizer = load_tokenizer("scale")
-    (example,) = rows("math", "train", 1)
-    (row,) = tokenise([example.pair], tokenizer, scale_config("math"))
-    scored = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
-    assert scored[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(scored[:-1]) == example.response
-    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == example.prompt + example.response
-
-
-@pytest.mark.parametrize("add_bos", [True, False])
-def test_training_sees_a_prompt_as_generation_does(add_bos):
-    model, tokenizer = scale()
-    for domain in SCORERS:
-        (example,) = rows(domain, "train", 1)
-        (row,) = tokenise([example.pair], tokenizer, replace(scale_config(domain), add_bos=add_bos))
-        (prompt,) = prepare(model, tokenizer, [example], config_of(domain, add_bos=add_bos))
-        assert row["input_ids"][: len(prompt.tokens)] == prompt.tokens
-        assert row["labels"][: len(prompt.tokens)] == [IGNORED] * len(prompt.tokens)
-
-
-def test_padding_is_neither_attended_to_nor_scored():
-    batch = collate(
-        [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}], pad_token_id=0
-    )
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_rows_survive_their_file(tmp_path):
-    examples = rows("code", "test", 12)
-    save_rows(examples, tmp_path / "test.jsonl")
-    assert load_rows(tmp_path / "test.jsonl") == examples
-
-
-def test_no_row_of_the_scale_profile_is_cut():
-    scale, tokenizer = profile("scale"), load_tokenizer("scale")
-    for domain in scale.domains:
-        config = train_config(scale, "lora", domain, seed=0)
-        longest = replace(config, max_length=10_000, max_prompt_length=10_000)
-        pairs = [row.pair for row in make_rows(data_config(scale, domain, "train"))]
-        assert tokenise(pairs, tokenizer, config) == tokenise(pairs, tokenizer, longest)

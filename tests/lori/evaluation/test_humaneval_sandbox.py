@@ -1,29 +1,22 @@
 """Programs in the sandbox are judged by their tests; none does harm, outlives its limits or talks its way out."""
 
-import contextlib
 import errno
 import json
 import os
-import random
 import resource
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
+from helpers.sandboxed import PASSED, RIGHT, SHORT, reasons
 from lori.evaluation import humaneval_sandbox as sandbox
-from lori.evaluation.humaneval_sandbox import Limits, Verdict, check_bubblewrap, run_python
+from lori.evaluation.humaneval_sandbox import Limits, check_bubblewrap, run_python
 from tasks.machine import ROOT
 
 DATA_DIR = Path(os.environ.get("LORI_DATA", ROOT.parent / "shared" / "data"))
-SHORT = Limits(cpu_seconds=1, wall_seconds=20)
-PASSED = Verdict(True, "passed")
-RIGHT = "def add(a, b):\n    return a + b\n\ndef check(candidate):\n    assert candidate(2, 3) == 5\n\ncheck(add)"
 SIMILAR = [  # in HumanEval's format, where its file is not at hand
     {"prompt": f"def {name}(x):\n", "canonical_solution": body, "test": f"def check(candidate):\n    {test}\n",
      "entry_point": name}
@@ -43,37 +36,6 @@ def humaneval() -> list[dict[str, str]]:
 
 def program_of(problem: dict[str, str], completion: str) -> str:
     return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-
-
-def reasons(*programs: str, limits: Limits = SHORT) -> list[str]:
-    """Why each program failed; right ones before, between and after them pass."""
-    mixed = [RIGHT, *(text for number, program in enumerate(programs) for text in (program, f"{RIGHT}\n{number}"))]
-    verdicts = run_python(mixed, limits)
-    assert verdicts[::2] == [PASSED] * (len(programs) + 1)
-    assert not any(verdict.passed for verdict in verdicts[1::2])
-    return [verdict.reason for verdict in verdicts[1::2]]
-
-
-def processes(mark: int) -> dict[Path, str]:
-    """The sandboxes' processes, and what they run. Their mark is their processor seconds."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if f"_inside({mark})" in (words := path.read_text()):
-                found[path.parent] = words.partition("\0")[0]
-    return found
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def mark() -> int:
-    return random.SystemRandom().randrange(10**5, 10**6)
 
 
 def test_this_machine_can_run_the_sandbox():
@@ -231,97 +193,6 @@ def test_files_are_limited_to_a_little_memory():
     )
     assert run_python([big, many, read_only], SHORT) == [PASSED] * 3
     assert run_python(["import os; assert not os.listdir('/tmp')"]) == [PASSED]  # nothing is left for the next
-
-
-def test_no_process_and_no_thread_can_be_started():
-    attempts = ("os.fork()", "os.forkpty()", "subprocess.run(['true'])", "threading.Thread(target=print).start()",
-                "multiprocessing.Process(target=print).start()", "os.posix_spawn('/true', ['true'], {})")  # fmt: skip
-    programs = [
-        f"import multiprocessing, os, subprocess, threading\ntry: {attempt}\nexcept (OSError, RuntimeError): pass\n"
-        "else: assert False"
-        for attempt in attempts
-    ]
-    assert run_python(programs) == [PASSED] * len(programs)
-
-
-def test_fork_bombs_and_daemons_leave_nothing_behind(mark):
-    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    daemon = "import os, time\ntry:\n    os.setsid()\n    os.fork()\nexcept OSError:\n    pass\ntime.sleep(10**6)"
-    assert reasons(bomb, daemon, limits=Limits(mark, 2)) == ["timed out"] * 2
-    assert not processes(mark)
-
-
-def test_a_running_program_is_seen_and_is_not_root(mark):
-    """So that the tests that look for left-over processes can fail."""
-    run = Thread(target=run_python, args=(["import time; time.sleep(2)"], Limits(mark, 30)))
-    run.start()
-    until(lambda: "bwrap" in processes(mark).values() and len(processes(mark)) == 2)
-    users = {path.stat().st_uid for path in processes(mark)}
-    run.join()
-    assert 0 not in users
-    assert not processes(mark)
-
-
-def test_programs_die_with_the_process_that_runs_them(mark):
-    run = f"run_python(['import time; time.sleep(10**6)'], Limits({mark}, 10**5))"
-    code = f"from lori.evaluation.humaneval_sandbox import *; {run}"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
-        until(lambda: processes(mark))
-        time.sleep(1)  # until it has the program
-        parent.kill()
-    until(lambda: not processes(mark))
-
-
-def test_signals_reach_nobody_else():
-    kill = (
-        "import os\nfor kill in (os.kill, os.killpg):\n    for pid in (os.getppid(), -1, 0, *range(1, 10**4)):\n"
-        "        try: kill(pid, 9)\n        except OSError: pass\nassert False"
-    )
-    assert reasons(kill) == ["failed: AssertionError"]  # it does not even reach itself
-
-
-def test_nothing_of_the_host_is_visible(tmp_path, monkeypatch):
-    secret = tmp_path / "secret"
-    secret.write_text("secret")
-    secret.chmod(0o644)
-    monkeypatch.setenv("LORI_SECRET", "secret")
-    hidden = [str(secret), __file__, "/etc/passwd", "/root", "/home", "/proc", "/sys", "/var", "/usr/bin/env"]
-    program = (
-        f"import os, sys\nassert not [path for path in {hidden} if os.path.exists(path)]\n"
-        "assert 'secret' not in str(dict(os.environ)) + str(sys.argv) + str(sys.path)\n"
-        "assert set(os.listdir('/')) <= {'dev', 'lib', 'lib64', 'tmp', 'usr', sys.executable.split('/')[1]}\n"
-        "assert os.listdir('/dev') == ['null'] and os.getuid() == os.getgid() == 65534 and os.getppid() == 0\n"
-        "for number in range(64):\n    try: os.fstat(number)\n    except OSError: continue\n"
-        "    assert number <= 4, number\n"  # the standard three, the way out for the nonce, /dev/null
-    )
-    assert all(Path(path).exists() for path in ("/etc", "/proc", "/sys", str(secret)))
-    assert run_python([program]) == [PASSED]
-
-
-def test_there_is_no_network():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(f"\0lori-{os.getpid()}")
-        unix.listen()
-        for family, address in ((socket.AF_INET, server.getsockname()), (socket.AF_UNIX, unix.getsockname())):
-            socket.socket(family).connect(address)  # from outside of the sandbox they answer
-        program = (
-            "import socket\nfor family, address in ((socket.AF_INET, ('1.1.1.1', 53)),"
-            f" (socket.AF_INET, {server.getsockname()!r}), (socket.AF_UNIX, {unix.getsockname()!r})):\n"
-            "    try: socket.socket(family).connect(address)\n    except OSError: pass\n    else: assert False\n"
-            "assert [name for _, name in socket.if_nameindex()] == ['lo']"
-        )
-        assert run_python([program]) == [PASSED]
-
-
-def test_no_privilege_can_be_gained():
-    program = (
-        "import ctypes, os, resource\nlibc = ctypes.CDLL(None)\n"
-        "assert libc.unshare(0x10000000) and libc.unshare(0x20000)\n"  # a user namespace, a mount namespace
-        "assert libc.mount(b'x', b'/tmp', b'tmpfs', 0, b'') and libc.chroot(b'/tmp')\n"
-        "for attempt in (lambda: os.setuid(0), lambda: resource.setrlimit(resource.RLIMIT_NPROC, (9, 9))):\n"
-        "    try: attempt()\n    except (OSError, ValueError): pass\n    else: assert False\n"
-    )
-    assert run_python([program]) == [PASSED]
 
 
 def test_a_machine_without_bubblewrap_says_what_to_install(tmp_path, monkeypatch):

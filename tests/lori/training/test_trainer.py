@@ -1,8 +1,7 @@
 """Training against a plain loop, and the masks' promise."""
 
 import time
-from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 from types import SimpleNamespace
 
 import psutil
@@ -10,43 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.trainings import ROWS, config_of, fit, some_masks, trained
 from lori.adapters.attach import attach, attach_trained, save_adapter, sparsify
 from lori.adapters.attached import lora_layers
-from lori.adapters.masks import magnitude_masks
-from lori.adapters.peft_files import LORA_B, module_name
-from lori.base_models.loading import load_base, load_tokenizer
-from lori.config import MaskConfig, TrainRuntime
-from lori.recipes.checked_profile import profile
-from lori.recipes.configs import train_config
-from lori.training.batches import collate, plan_micro_batches, plan_steps
-from lori.training.trainer import clip_each, summed_token_loss, train
-
-ROWS = [
-    {"input_ids": list(range(start, start + 14)), "labels": [-100] * 8 + list(range(start + 8, start + 14))}
-    for start in range(10, 90, 10)
-]
-
-
-def config_of(name, **changes):
-    base = train_config(profile("smoke"), "lora", "nlu", seed=0)
-    return replace(base, **{"method": name, "batch_size": 8, "num_epochs": 3, **changes})
-
-
-def fit(model, name, *, rows=ROWS, runtime=None, **changes):
-    return train(model, rows, config_of(name, **changes), tokenizer=load_tokenizer("scale"), runtime=runtime)
-
-
-def trained(model):
-    """What trained, dense: B's by module name, other parameters by their own."""
-    bs = {module: layer.lora_B["default"].weight.detach().clone() for module, layer in lora_layers(model).items()}
-    others = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and LORA_B not in n}
-    return {**bs, **others}
-
-
-def some_masks(model, density=0.2):
-    torch.manual_seed(3)
-    bs = {module: torch.rand(layer.lora_B["default"].weight.shape) for module, layer in lora_layers(model).items()}
-    return magnitude_masks(bs, MaskConfig(1 - density, "model"))
+from lori.adapters.peft_files import module_name
+from lori.base_models.loading import load_base
+from lori.config import TrainRuntime
+from lori.training.batches import collate, plan_steps
+from lori.training.trainer import clip_each, summed_token_loss
 
 
 def reference_steps(model, config, *, num_steps, masks):
@@ -181,33 +151,6 @@ def test_each_matrix_is_clipped_by_itself():
     torch.testing.assert_close(small, torch.tensor([0.3, 0.4]))
 
 
-def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
-    steps = plan_steps(10, config_of("lori-d", batch_size=4, num_epochs=2))
-    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
-    first, second = [*chain(*steps[:3])], [*chain(*steps[3:])]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first != second
-
-
-LENGTHS = [5, 9, 2, 7, 7, 3, 40]
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-@pytest.mark.parametrize("max_tokens", [1, 15, 1000])
-def test_micro_batches_share_a_batch_out_in_parts_of_like_length(num_processes, max_tokens):
-    batch = [6, 0, 1, 3, 4, 5]
-    shares = [
-        plan_micro_batches(LENGTHS, batch, max_tokens=max_tokens, rank=rank, num_processes=num_processes)
-        for rank in range(num_processes)
-    ]
-    assert sorted(row for share in shares for part in share for row in part) == sorted(batch)
-    assert len({len(share) for share in shares}) == 1, "collectives need as many parts on every process"
-    for share in shares:
-        lengths = [LENGTHS[row] for part in share for row in part]
-        assert lengths == sorted(lengths, reverse=True)
-        assert all(len(part) <= 1 or len(part) * LENGTHS[part[0]] <= max_tokens for part in share)
-
-
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     lengths = (14, 9, 12, 10, 14, 11, 9, 13)
     rows = [{name: ids[:length] for name, ids in row.items()} for row, length in zip(ROWS, lengths, strict=True)]
@@ -222,49 +165,6 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
         assert torch.cat([a.flatten() for a in agree]).float().mean() > 0.99
 
 
-class Killed(RuntimeError):
-    """Stands for the end of the process."""
-
-
-def dying(*, after):
-    """The loss function of a process that ends when it is called once more than `after` times."""
-    calls = iter(range(after))
-
-    def loss(model, batch):
-        if next(calls, None) is None:
-            raise Killed
-        return summed_token_loss(model, batch)
-
-    return loss
-
-
-@pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s", "full"])
-def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path, monkeypatch):
-    def run(checkpoint_dir):
-        model = attach(load_base("scale"), config_of(name))
-        if name == "lori-s":
-            sparsify(model, some_masks(model))
-        runtime = TrainRuntime(micro_batch_tokens=14, checkpoint_dir=checkpoint_dir, checkpoint_every=2)
-        return model, fit(model, name, batch_size=3, runtime=runtime)  # 8 rows, one a part: steps of 3, 3, 2 parts
-
-    undisturbed, curve = run(None)
-    place = tmp_path / "checkpoints"
-    with monkeypatch.context() as patch:
-        patch.setattr("lori.training.trainer.summed_token_loss", dying(after=15))  # in the middle of the sixth step
-        with pytest.raises(Killed):
-            run(str(place))
-    assert sorted(path.name for path in place.glob("checkpoint-*")) == ["checkpoint-4"], "only the newest is kept"
-    resumed, resumed_curve = run(str(place))
-    expected = trained(undisturbed)
-    assert all(torch.equal(value, expected[parameter]) for parameter, value in trained(resumed).items())
-    assert without_times(resumed_curve) == without_times(curve)
-
-
-def without_times(curve):
-    of_the_machine = ("time_ms", "train/tokens_per_second", "train/memory_mb")
-    return [{name: value for name, value in point.items() if name not in of_the_machine} for point in curve]
-
-
 def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch):
     seconds = count()  # between two points of the curve there is one
     monkeypatch.setattr("lori.training.trainer.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
@@ -273,38 +173,6 @@ def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch
     num_tokens = sum(len(row["input_ids"]) for row in ROWS)
     assert [point["train/tokens_per_second"] for point in curve] == [num_tokens] * len(curve)
     assert all(point["train/memory_mb"] >= resident for point in curve)
-
-
-def test_checkpoints_of_another_training_are_refused(tmp_path):
-    runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", runtime=runtime)
-    with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", rows=ROWS[:-1], runtime=runtime)
-    with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
-
-
-def test_checkpoints_of_another_start_are_refused(tmp_path):
-    runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    first = attach(load_base("scale"), config_of("lori-s"))
-    masks = some_masks(first)
-    fit(sparsify(first, masks), "lori-s", runtime=runtime)
-    other_mask = {module: ~mask for module, mask in masks.items()}
-    with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(sparsify(attach(load_base("scale"), config_of("lori-s")), other_mask), "lori-s", runtime=runtime)
-    continued = attach(load_base("scale"), config_of("lori-s", domain="safety"))  # as attach_trained: another A
-    with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(sparsify(continued, masks), "lori-s", runtime=runtime)
-
-
-def test_a_damaged_note_beside_checkpoints_is_named(tmp_path):
-    (tmp_path / "training.json").write_text("")
-    with pytest.raises(ValueError, match=r"training.json is damaged"):
-        fit(
-            attach(load_base("scale"), config_of("lori-d")),
-            "lori-d",
-            runtime=TrainRuntime(checkpoint_dir=str(tmp_path)),
-        )
 
 
 def test_lori_s_without_a_mask_is_refused():

@@ -1,27 +1,19 @@
 """Steps, their keys and the locks that keep two runs from computing one cell twice."""
 
 import inspect
-import signal
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 
+from helpers.job_configs import DATA, EVALUATE, TRAIN
 from lori.choices.hardware import Hardware
-from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
+from lori.config import MaskConfig, MergeConfig, PublishedConfig
 from lori.plan.cell import Cell
 from tasks.engine.cells import TASKS, is_meant
 from tasks.engine.jobs import Job, job_from_json, job_to_json
-from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
-from tasks.machine import ROOT
 from tasks.results import Handle, Runtime
 
 
@@ -49,9 +41,6 @@ def test_a_key_says_what_is_computed_and_not_where() -> None:
     assert key != mask_job(adapter("train-1"), sparsity=0.8).key
 
 
-DATA = DataConfig("miniature", "nlu", "test", num_rows=3)
-TRAIN = TrainConfig("scale@0123", ("q_proj",), "lori-s", "nlu", 6, 12, 1e-3, 1, 16, 512, 256, seed=0)
-EVALUATE = EvalConfig("nlu", 1, 0.0, 1.0, 8, 3000, 512, 256, seed=0)
 ADAPTERS = [Handle("adapter", f"train-v3-{number}", "lora-nlu", "run", "models:/m", "00") for number in (1, 2)]
 
 
@@ -117,36 +106,3 @@ def test_only_a_training_takes_several_gpus() -> None:
 )
 def test_refresh_takes_all_a_step_or_the_first_words_of_a_title(asked: str, expected: bool) -> None:
     assert is_meant(Cell("train", "lora math  seed 0", TRAIN), [asked]) == expected
-
-
-def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORI_DIR", str(tmp_path))
-    locks, inside, most = FlockLocks(), [], []
-
-    def work(holder: str) -> None:
-        assert locks.acquire_lock("key", holder)
-        inside.append(holder)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.remove(holder)
-        locks.release_lock("key", holder)
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(work, "abcd"))
-    assert most == [1, 1, 1, 1]
-    assert not locks.is_locked("key")
-
-
-def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORI_DIR", str(tmp_path))
-    script = (
-        "from tasks.engine.locks import FlockLocks; import time;"
-        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
-    assert other.stdout
-    other.stdout.readline()
-    assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
-    threading.Timer(0.2, other.send_signal, [signal.SIGKILL]).start()
-    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=10)
-    other.wait()

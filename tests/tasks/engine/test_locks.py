@@ -1,0 +1,47 @@
+"""Locks keep two runs from computing one cell twice, and outlive no holder."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tasks.engine.locks import FlockLocks
+from tasks.machine import ROOT
+
+
+def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORI_DIR", str(tmp_path))
+    locks, inside, most = FlockLocks(), [], []
+
+    def work(holder: str) -> None:
+        assert locks.acquire_lock("key", holder)
+        inside.append(holder)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(holder)
+        locks.release_lock("key", holder)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, "abcd"))
+    assert most == [1, 1, 1, 1]
+    assert not locks.is_locked("key")
+
+
+def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORI_DIR", str(tmp_path))
+    script = (
+        "from tasks.engine.locks import FlockLocks; import time;"
+        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
+    assert other.stdout
+    other.stdout.readline()
+    assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
+    threading.Timer(0.2, other.send_signal, [signal.SIGKILL]).start()
+    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=10)
+    other.wait()
