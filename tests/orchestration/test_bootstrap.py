@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from prefect import flow, tags, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -28,11 +27,10 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.servers import bootstrap
 from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
+from helpers.deployments import NAMES
 from tasks.machine import ROOT
 
-YAML = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 AUTH = "admin:only-a-test"
-NAMES = {"full-paper", "adapt", "merge", "continual", "ablate", "claims", "sweep", "published", "daily", "gpu"}
 
 
 def run_bootstrap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -232,13 +230,6 @@ def test_every_parameter_of_every_deployment_has_a_type_and_a_description(client
         for name, schema in deployment.parameter_openapi_schema["properties"].items():
             assert schema.keys() & {"type", "anyOf", "$ref", "allOf"}, (deployment.name, name)
             assert len(schema.get("description", "")) > 10, (deployment.name, name)
-
-
-def test_deployments_are_modules_in_pools_that_the_bootstrap_makes() -> None:
-    pools = {deployment["name"]: deployment["work_pool"]["name"] for deployment in YAML["deployments"]}
-    assert pools == {**dict.fromkeys(NAMES, DRIVER_POOL), "gpu": GPU_POOL}
-    assert all("lori" in deployment["tags"] for deployment in YAML["deployments"])
-    assert all(re.fullmatch(r"flows\.\w+\.\w+", deployment["entrypoint"]) for deployment in YAML["deployments"])
 
 
 @pytest.fixture

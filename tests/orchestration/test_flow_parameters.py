@@ -69,11 +69,11 @@ def test_a_learning_rate_that_nothing_trains_at_is_said(state_dir: Path, capsys:
     rates = dict.fromkeys(["lora", "lori-d", "lori-s", "lori-d-trained-a"], 0.01)
     study = {"profile": "smoke", "domains": ["nlu"], "learning_rates": rates}
     for method in ("lori-s", "lori-s-random-mask"):
-        adapt(**study, methods=[method], plan_only=True, hardware=Hardware(gpu="h100"))
+        full_paper(tables=["single"], **study, methods=[method], plan_only=True, hardware=Hardware(gpu="h100"))
         (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("learning_rates")]
         assert said == "learning_rates changes nothing here for lora, lori-d-trained-a: not trained in this study."
 
 
 def test_a_cell_to_refresh_that_does_not_exist_is_refused_before_anything_runs(state_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"refresh names no cell of this study: train lorax\. It takes `all`, a step"):
-        adapt(profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lorax"])
+        full_paper(tables=["single"], profile="smoke", domains=["nlu"], methods=["lora"], refresh=["train lorax"])

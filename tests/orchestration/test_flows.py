@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 
 import tasks.evaluate
 from flows.deployments import ablate, full_paper, scout, sweep
+from helpers.reports import report_of
 from lori.evaluation.scoring import SCORERS
 from tasks import tracking
 from tasks.engine import pool, prefetch
@@ -35,12 +35,6 @@ adapt = partial(full_paper, tables=["single"])
 def paper(state_dir: Path) -> dict[str, int]:
     """The smoke profile, once for all tests of this file."""
     return full_paper(profile="smoke")
-
-
-def report_of(flow_name: str) -> str:
-    with get_client(sync_client=True) as client:
-        artifacts = [a for a in client.read_artifacts() if a.key == f"lori-{flow_name}-scale"]
-    return max(artifacts, key=lambda artifact: artifact.created).data
 
 
 def test_the_paper_flow_computes_every_kind_of_stage_and_reports_its_three_tables(paper: dict[str, int]) -> None:

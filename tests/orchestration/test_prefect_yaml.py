@@ -1,13 +1,13 @@
 """The deployments of prefect.yaml: flows that exist, parameters that they take, and who holds a limit."""
 
+import re
+
 import pytest
-import yaml
 from prefect import Flow
 from prefect.utilities.importtools import import_object
 
-from tasks.machine import ROOT
-
-DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL
+from helpers.deployments import DEPLOYMENTS, NAMES
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
@@ -30,3 +30,10 @@ def test_what_takes_long_holds_no_lease_and_only_the_look_out_is_on_a_schedule()
         if schedule["active"]
     ]
     assert active == ["daily"]
+
+
+def test_deployments_are_modules_in_pools_that_the_bootstrap_makes() -> None:
+    pools = {deployment["name"]: deployment["work_pool"]["name"] for deployment in DEPLOYMENTS}
+    assert pools == {**dict.fromkeys(NAMES, DRIVER_POOL), "gpu": GPU_POOL}
+    assert all("lori" in deployment["tags"] for deployment in DEPLOYMENTS)
+    assert all(re.fullmatch(r"flows\.\w+\.\w+", deployment["entrypoint"]) for deployment in DEPLOYMENTS)

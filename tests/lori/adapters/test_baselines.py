@@ -1,4 +1,4 @@
-"""Every method on a small random model: what trains, what its files give again, and each baseline's own equation."""
+"""Every method on a small random model: what trains, and what its files give again."""
 
 import pytest
 import torch

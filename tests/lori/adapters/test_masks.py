@@ -1,4 +1,4 @@
-"""Masks: what is kept, in each scope, exactly; and what a mask's file says of itself."""
+"""Masks: what is kept, in each scope, exactly."""
 
 import hashlib
 import struct

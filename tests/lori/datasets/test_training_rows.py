@@ -16,8 +16,6 @@ from lori.recipes.paper_numbers import paper_config
 from lori.scale_model import rows
 from lori.training.batches import collate
 
-# rows that train
-
 
 def scale_config(domain: str):
     return paper_config("lora", domain, "scale", max_length=160, max_prompt_length=112)

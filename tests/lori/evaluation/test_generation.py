@@ -1,4 +1,4 @@
-"""Completions depend neither on their neighbours in a batch nor on when they stop; a row's tokens are what trains."""
+"""Completions depend neither on their neighbours in a batch nor on when they stop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Programs in the sandbox are judged by their tests; none does harm, outlives its limits or talks its way out."""
+"""Programs in the sandbox are judged by their tests; none outlives its limits or talks its way out."""
 
 import errno
 import json

@@ -12,8 +12,6 @@ from helpers.completions import SAMPLED, complete_rows, config_of, scale, text_o
 from lori.evaluation.generation import nucleus, random_numbers
 from lori.scale_model import rows
 
-# sampling
-
 
 def test_every_prompt_gets_its_samples_and_the_seed_repeats_them():
     model, tokenizer = scale()

@@ -1,4 +1,4 @@
-"""Steps, their keys and the locks that keep two runs from computing one cell twice."""
+"""Steps, their keys, and what a job is after its way to another process."""
 
 import inspect
 from dataclasses import replace

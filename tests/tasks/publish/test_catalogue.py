@@ -1,4 +1,4 @@
-"""Registered adapters with their cards, result rows and views: what a person finds in MLflow after a study."""
+"""Registered adapters with their cards: what a person finds in MLflow after a study."""
 
 import json
 import re
