@@ -12,6 +12,7 @@ from lori.adapters.attach import (
 )
 from lori.adapters.attached import lora_layers
 from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.methods import METHODS
 from lori.config import TrainConfig
 from lori.training.trainer import train
@@ -69,7 +70,7 @@ def config_of(name, **changes):
 
 
 def fit(model, name, runtime=None, **changes):
-    train(model, ROWS, config_of(name, **changes), tokenizer=load_tokenizer("scale"), runtime=runtime)
+    train(model, ROWS, config_of(name, **changes), tokenizer=load_tokenizer(BASE_MODELS["scale"]), runtime=runtime)
     return model
 
 

@@ -6,8 +6,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import EvalConfig
 from lori.evaluation.generation import complete, prepare
+
+SCALE = BASE_MODELS["scale"]
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
 
@@ -26,7 +29,7 @@ def complete_rows(model, tokenizer, examples, config, is_settled=never):
 
 
 def scale() -> tuple[Any, PreTrainedTokenizerBase]:
-    return load_base("scale"), load_tokenizer("scale")
+    return load_base(SCALE), load_tokenizer(SCALE)
 
 
 def text_of(tokenizer, tokens) -> str:

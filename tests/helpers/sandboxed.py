@@ -1,8 +1,6 @@
 """Programs for the sandbox among right ones, and the processes that run them."""
 
 import contextlib
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from lori.evaluation.humaneval_sandbox import Limits, Verdict, run_python
@@ -29,10 +27,3 @@ def processes(mark: int) -> dict[Path, str]:
             if f"_inside({mark})" in (words := path.read_text()):
                 found[path.parent] = words.partition("\0")[0]
     return found
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

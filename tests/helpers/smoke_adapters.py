@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import torch
 
+from lori.base_models.resolve import BASE_MODELS
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
+
+SCALE = BASE_MODELS["scale"]
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 

@@ -8,10 +8,13 @@ from lori.adapters.attached import lora_layers
 from lori.adapters.masks import magnitude_masks
 from lori.adapters.peft_files import LORA_B
 from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
 from lori.training.trainer import summed_token_loss, train
+
+SCALE = BASE_MODELS["scale"]
 
 ROWS = [
     {"input_ids": list(range(start, start + 14)), "labels": [-100] * 8 + list(range(start + 8, start + 14))}
@@ -25,7 +28,7 @@ def config_of(name, **changes):
 
 
 def fit(model, name, *, rows=ROWS, runtime=None, **changes):
-    return train(model, rows, config_of(name, **changes), tokenizer=load_tokenizer("scale"), runtime=runtime)
+    return train(model, rows, config_of(name, **changes), tokenizer=load_tokenizer(SCALE), runtime=runtime)
 
 
 def trained(model):

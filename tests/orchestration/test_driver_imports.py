@@ -10,6 +10,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from flows.deployments import full_paper
+from helpers.stacks import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
 MAX_MIB = 500

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import psutil
 import pytest
 
 from helpers.job_configs import DATA, EVALUATE, TRAIN
+from helpers.waiting import PATIENCE, wait_until
 from lori.config import MaskConfig
 from tasks.engine import executors, pool
 from tasks.engine.executors import check_executor
@@ -124,19 +124,12 @@ def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monk
 
 def test_workers_end_when_their_driver_is_killed() -> None:
     script = (
-        "from tasks.engine import pool; import time; worker = pool._start_worker();"
-        "print(worker.process.pid, flush=True); time.sleep(60)"
+        "from tasks.engine import pool; import signal; worker = pool._start_worker();"
+        "print(worker.process.pid, flush=True); signal.pause()"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout
     worker = psutil.Process(int(driver.stdout.readline()))
     driver.kill()
     driver.wait()
-    worker.wait(timeout=20)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+    worker.wait(timeout=PATIENCE)

@@ -54,7 +54,7 @@ def test_a_failed_statement_is_let_go_of_before_its_connection_waits_for_another
             except OperationalError as error:
                 failed.append(error)
             assert "database is locked" in str(failed[0])
-            await other.exec_driver_sql("PRAGMA busy_timeout = 8000")
+            await other.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
             waiting = asyncio.create_task(insert(other))
             await asyncio.wait([waiting], timeout=0.5)  # its thread waits for the lock by now
             failed.clear()

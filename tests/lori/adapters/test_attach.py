@@ -24,8 +24,11 @@ from lori.adapters.layer import projection_a
 from lori.adapters.masks import load_masks, random_masks
 from lori.adapters.peft_files import LORA_A, LORA_B, open_adapter
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.methods import METHODS, method
 from lori.config import MaskConfig
+
+SCALE = BASE_MODELS["scale"]
 
 FACTOR_METHODS = [name for name, row in METHODS.items() if row.kind == "lora"]
 BASE_AS_IT_WAS = [name for name in FACTOR_METHODS if name != "pissa"]  # of PiSSA: see test_baselines.py
@@ -57,16 +60,16 @@ def test_trainable_counts_on_llama_3_8b_are_the_papers(name, rank, num_in_paper,
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_untrained_method_is_the_base_model(name):
-    model = attach(load_base("scale"), config_of(name))
+    model = attach(load_base(SCALE), config_of(name))
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS).logits, load_base("scale")(TOKENS).logits, atol=3e-5, rtol=0)
+        torch.testing.assert_close(model(TOKENS).logits, load_base(SCALE)(TOKENS).logits, atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_saved_adapter_gives_the_trained_models_logits(name, tmp_path):
-    model = shake(attach(load_base("scale"), config_of(name)))
+    model = shake(attach(load_base(SCALE), config_of(name)))
     save_adapter(model, tmp_path, config_of(name))
-    reloaded = apply_adapter(load_base("scale"), tmp_path)
+    reloaded = apply_adapter(load_base(SCALE), tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
@@ -83,16 +86,16 @@ def masked(name, model):
 
 @pytest.mark.parametrize("name", BASE_AS_IT_WAS)
 def test_vanilla_peft_gives_exactly_our_logits_of_what_we_save(name, tmp_path):
-    model = shake(masked(name, attach(load_base("scale"), config_of(name))))
+    model = shake(masked(name, attach(load_base(SCALE), config_of(name))))
     save_adapter(model, tmp_path, config_of(name))
-    vanilla = PeftModel.from_pretrained(load_base("scale"), str(tmp_path))
+    vanilla = PeftModel.from_pretrained(load_base(SCALE), str(tmp_path))
     with torch.no_grad():
         assert (vanilla(TOKENS).logits - model(TOKENS).logits).abs().max() == 0.0
 
 
 def test_what_we_save_are_files_of_peft_alone(tmp_path):
     """No custom class in the settings, no index and no values in the tensors."""
-    model = shake(masked("lori-s", attach(load_base("scale"), config_of("lori-s"))))
+    model = shake(masked("lori-s", attach(load_base(SCALE), config_of("lori-s"))))
     save_adapter(model, tmp_path, config_of("lori-s"))
     names = ["adapter_config.json", "adapter_model.safetensors", "lori_mask.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -106,7 +109,7 @@ def test_what_we_save_are_files_of_peft_alone(tmp_path):
 
 
 def test_the_mask_of_a_sparse_b_is_saved_beside_it(tmp_path):
-    model = attach(load_base("scale"), config_of("lori-s"))
+    model = attach(load_base(SCALE), config_of("lori-s"))
     masks = random_masks(b_shapes(model), MaskConfig(0.9, "model"), seed=0)
     save_adapter(sparsify(model, masks), tmp_path, config_of("lori-s"))  # untrained: B is zero, its mask is not
     saved = load_masks(tmp_path)
@@ -147,7 +150,7 @@ def published(directory, model, *, added_rows):
     """A directory as the authors' code leaves it: PEFT 0.12's settings, and the embedding with rows added to it."""
     save_adapter(model, directory, config_of("lori-d"))
     tensors = load_file(directory / "adapter_model.safetensors")
-    embedding = load_base("scale").get_input_embeddings().weight.detach()
+    embedding = load_base(SCALE).get_input_embeddings().weight.detach()
     for name in ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"):
         tensors[name] = torch.cat([embedding, added_rows])
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -156,25 +159,25 @@ def published(directory, model, *, added_rows):
 
 
 def test_a_published_adapter_loads_without_its_embedding_of_a_padding_token(tmp_path):
-    model = shake(attach(load_base("scale"), config_of("lori-d")))
-    width = load_base("scale").config.hidden_size
-    loaded = load_adapter(load_base("scale"), published(tmp_path, model, added_rows=torch.ones(1, width)))
+    model = shake(attach(load_base(SCALE), config_of("lori-d")))
+    width = load_base(SCALE).config.hidden_size
+    loaded = load_adapter(load_base(SCALE), published(tmp_path, model, added_rows=torch.ones(1, width)))
     with torch.no_grad():
         assert (loaded(TOKENS).logits - model(TOKENS).logits).abs().max() < 1e-5
 
 
 def test_an_adapter_whose_embedding_was_trained_is_refused(tmp_path):
-    model = attach(load_base("scale"), config_of("lori-d"))
-    directory = published(tmp_path, model, added_rows=torch.ones(0, load_base("scale").config.hidden_size))
+    model = attach(load_base(SCALE), config_of("lori-d"))
+    directory = published(tmp_path, model, added_rows=torch.ones(0, load_base(SCALE).config.hidden_size))
     tensors = load_file(directory / "adapter_model.safetensors")
     tensors["base_model.model.model.embed_tokens.weight"][5] += 1
     save_file(tensors, directory / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"also trained base_model\.model\.model\.embed_tokens\.weight"):
-        load_adapter(load_base("scale"), directory)
+        load_adapter(load_base(SCALE), directory)
 
 
 def test_the_metadata_say_where_a_comes_from_and_its_digest(tmp_path):
-    save_adapter(attach(load_base("scale"), config_of("lori-d", seed=3)), tmp_path, config_of("lori-d", seed=3))
+    save_adapter(attach(load_base(SCALE), config_of("lori-d", seed=3)), tmp_path, config_of("lori-d", seed=3))
     with open_adapter(tmp_path) as adapter:
         drawn = [projection_a("3/nlu", module, tuple(adapter.a(module).shape)) for module in adapter.modules]
         assert adapter.metadata["a_key"] == "3/nlu"
@@ -182,8 +185,8 @@ def test_the_metadata_say_where_a_comes_from_and_its_digest(tmp_path):
 
 
 def test_continual_learning_keeps_the_first_domains_a_and_says_so(tmp_path):
-    save_adapter(attach(load_base("scale"), config_of("lori-d", domain="safety")), tmp_path, config_of("lori-d"))
-    second = attach_trained(load_base("scale"), tmp_path, config_of("lori-d", domain="nlu"))
+    save_adapter(attach(load_base(SCALE), config_of("lori-d", domain="safety")), tmp_path, config_of("lori-d"))
+    second = attach_trained(load_base(SCALE), tmp_path, config_of("lori-d", domain="nlu"))
     save_adapter(second, tmp_path / "second", config_of("lori-d", domain="nlu"))
     with open_adapter(tmp_path) as first, open_adapter(tmp_path / "second") as after:
         assert after.metadata["domain"] == "nlu"
@@ -192,26 +195,26 @@ def test_continual_learning_keeps_the_first_domains_a_and_says_so(tmp_path):
 
 
 def test_a_trained_a_has_no_seed_in_the_metadata(tmp_path):
-    save_adapter(attach(load_base("scale"), config_of("lora")), tmp_path, config_of("lora"))
+    save_adapter(attach(load_base(SCALE), config_of("lora")), tmp_path, config_of("lora"))
     with open_adapter(tmp_path) as adapter:
         assert "a_key" not in adapter.metadata
 
 
 def test_a_compiled_model_is_saved(tmp_path):
-    model = torch.compile(attach(load_base("scale"), config_of("lori-d")), backend="eager")
+    model = torch.compile(attach(load_base(SCALE), config_of("lori-d")), backend="eager")
     save_adapter(model, tmp_path, config_of("lori-d"))
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
 def test_a_dense_adapter_does_not_keep_the_mask_of_the_one_before(tmp_path):
-    sparse = masked("lori-s", attach(load_base("scale"), config_of("lori-s")))
+    sparse = masked("lori-s", attach(load_base(SCALE), config_of("lori-s")))
     save_adapter(sparse, tmp_path, config_of("lori-s"))
-    save_adapter(attach(load_base("scale"), config_of("lori-d")), tmp_path, config_of("lori-d"))
+    save_adapter(attach(load_base(SCALE), config_of("lori-d")), tmp_path, config_of("lori-d"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_a_saved_adapter_names_its_base_and_no_folder_of_this_machine(tmp_path):
-    save_adapter(attach(load_base("scale"), config_of("lori-d")), tmp_path, config_of("lori-d"))
+    save_adapter(attach(load_base(SCALE), config_of("lori-d")), tmp_path, config_of("lori-d"))
     assert (
         f'"base_model_name_or_path": "{config_of("lori-d").base_model}"'
         in (tmp_path / "adapter_config.json").read_text()
@@ -221,7 +224,7 @@ def test_a_saved_adapter_names_its_base_and_no_folder_of_this_machine(tmp_path):
 
 def test_the_update_is_alpha_over_rank_times_b_a():
     config = config_of("lori-d", rank=4, alpha=12)
-    model = shake(attach(load_base("scale"), config))
+    model = shake(attach(load_base(SCALE), config))
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     x = torch.randn(3, layer.in_features)
     with torch.no_grad():
@@ -231,7 +234,7 @@ def test_the_update_is_alpha_over_rank_times_b_a():
 
 @pytest.mark.parametrize("name", FACTOR_METHODS)
 def test_lori_trains_b_alone_and_lora_both_factors(name):
-    model = attach(load_base("scale"), config_of(name))
+    model = attach(load_base(SCALE), config_of(name))
     trainable = {parameter_name for parameter_name, p in model.named_parameters() if p.requires_grad}
     assert any(LORA_B in parameter for parameter in trainable)
     assert any(LORA_A in parameter for parameter in trainable) == (name in ("lora", "dora", "rslora", "pissa"))
@@ -239,9 +242,9 @@ def test_lori_trains_b_alone_and_lora_both_factors(name):
 
 @pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s"])
 def test_continual_learning_goes_on_from_the_first_domains_factors(name, tmp_path):
-    first = shake(attach(load_base("scale"), config_of(name, domain="safety")))
+    first = shake(attach(load_base(SCALE), config_of(name, domain="safety")))
     save_adapter(first, tmp_path, config_of(name, domain="safety"))
-    second = attach_trained(load_base("scale"), tmp_path, config_of(name))
+    second = attach_trained(load_base(SCALE), tmp_path, config_of(name))
     after = dict(second.named_parameters())
     for parameter_name, before in first.named_parameters():
         if LORA_A in parameter_name or LORA_B in parameter_name:
@@ -250,9 +253,9 @@ def test_continual_learning_goes_on_from_the_first_domains_factors(name, tmp_pat
 
 
 def test_continual_learning_of_full_goes_on_from_the_first_domains_weights(tmp_path):
-    first = shake(attach(load_base("scale"), config_of("full", domain="safety")))
+    first = shake(attach(load_base(SCALE), config_of("full", domain="safety")))
     save_adapter(first, tmp_path, config_of("full", domain="safety"))
-    second = attach_trained(load_base("scale"), tmp_path, config_of("full"))
+    second = attach_trained(load_base(SCALE), tmp_path, config_of("full"))
     after = dict(second.named_parameters())
     for name, before in first.named_parameters():
         assert torch.equal(before, after[name])

@@ -14,9 +14,11 @@ from lori.adapters.attach import apply_adapter
 from lori.adapters.merging import merge
 from lori.adapters.peft_files import module_name, open_adapter
 from lori.base_models.loading import load_base
-from lori.base_models.resolve import identity
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.merge_methods import MERGE_METHODS
 from lori.recipes.checked_profile import profile
+
+SCALE = BASE_MODELS["scale"]
 
 # All but dare, which draws
 PEFT_NAMES = {"concat": "cat", "linear": "linear", "svd": "svd", "magnitude": "magnitude_prune", "ties": "ties"}
@@ -29,7 +31,7 @@ def adapters(tmp_path_factory):
 
 
 def pefts_merge(directories, weights, method):
-    model = PeftModel.from_pretrained(load_base("scale"), str(directories[0]), adapter_name="0")
+    model = PeftModel.from_pretrained(load_base(SCALE), str(directories[0]), adapter_name="0")
     for index, directory in enumerate(directories[1:], start=1):
         model.load_adapter(str(directory), adapter_name=str(index))
     names = [str(index) for index in range(len(directories))]
@@ -39,7 +41,7 @@ def pefts_merge(directories, weights, method):
 
 
 def assert_merged(out, expected):
-    for name, value in weights_of(apply_adapter(load_base("scale"), out)).items():
+    for name, value in weights_of(apply_adapter(load_base(SCALE), out)).items():
         torch.testing.assert_close(value, expected[name], atol=2e-6, rtol=1e-5)
 
 
@@ -178,7 +180,13 @@ def test_a_merge_is_of_all_target_modules_and_says_how_it_was_made(tmp_path):
     merge([first, pattern], merge_of("concat", [1.0, 0.5]), tmp_path / "modules")
     with open_adapter(tmp_path / "names") as merged:
         assert (merged.settings["target_modules"], merged.settings["task_type"]) == (["p", "q"], "CAUSAL_LM")
-        how = {"base_model": identity("scale"), "method": "concat", "weights": [1.0, 0.5], "density": 0.5, "seed": 0}
+        how = {
+            "base_model": SCALE.identity,
+            "method": "concat",
+            "weights": [1.0, 0.5],
+            "density": 0.5,
+            "seed": 0,
+        }
         assert merged.metadata == {"merged": {**how, "match_norms": False, "variant": ""}}
     with open_adapter(tmp_path / "modules") as merged:
         assert merged.settings["target_modules"] == ["x.p", "x.r"]
@@ -207,7 +215,7 @@ def test_matched_norms_are_the_mean_of_the_whole_updates_norms(method, tmp_path)
 
 def test_dense_updates_are_matched_in_norm_too(tmp_path):
     directories = [make_adapter(tmp_path / domain, "full", domain) for domain in ("nlu", "safety")]
-    big = apply_adapter(load_base("scale"), directories[0])
+    big = apply_adapter(load_base(SCALE), directories[0])
     with torch.no_grad():
         big.model.norm.weight.add_(20)
     big.save_pretrained(str(directories[0]))

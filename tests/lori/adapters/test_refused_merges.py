@@ -7,6 +7,9 @@ from helpers.merge_inputs import COLUMN, ROW, make_adapter, merge_of, products, 
 from lori.adapters.attach import apply_adapter
 from lori.adapters.merging import merge
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
+
+SCALE = BASE_MODELS["scale"]
 
 
 def cut(directory):
@@ -67,7 +70,7 @@ def test_svd_of_models_without_factors_is_refused(tmp_path):
 
 def test_a_damaged_model_or_one_of_another_shape_is_refused(tmp_path):
     directory = make_adapter(tmp_path / "model", "full", "nlu")
-    wider = apply_adapter(load_base("scale"), directory)
+    wider = apply_adapter(load_base(SCALE), directory)
     wider.resize_token_embeddings(wider.config.vocab_size + 8)
     wider.save_pretrained(str(tmp_path / "wider"))
     with pytest.raises(ValueError, match=r"wider was made for another base model than scale"):

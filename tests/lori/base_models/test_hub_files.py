@@ -13,6 +13,7 @@ import pytest
 
 from helpers.bases import LLAMA, config_of, write_base
 from helpers.hub import COMMIT, Hub
+from helpers.waiting import PATIENCE
 from lori.base_models.resolve import BASE_MODELS
 
 
@@ -29,13 +30,13 @@ from lori.base_models.resolve import base_model, identity
 answers = {}
 for name in sys.argv[1:]:
     try:
-        check_base(name)
-        base = identity(name)
+        check_base(base_model(name))
+        base = base_model(name).identity
         answers[name] = [base, base_model(base).projections, base_model(base).revision]
     except (RuntimeError, ValueError) as error:
         answers[name] = [type(error).__name__, str(error)]
 if "load" in sys.argv[1]:
-    load_base(sys.argv[1])
+    load_base(base_model(sys.argv[1]))
 print(json.dumps(answers))
 """
 
@@ -45,7 +46,7 @@ def ask(tmp_path, *names, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings = {"HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", ASK, *names]
-    done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

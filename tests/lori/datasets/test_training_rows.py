@@ -6,6 +6,7 @@ import pytest
 
 from helpers.completions import config_of, scale
 from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.datasets.rows import load_rows, make_rows, save_rows
 from lori.datasets.tokenise import IGNORED, tokenise
 from lori.evaluation.generation import prepare
@@ -16,13 +17,15 @@ from lori.recipes.paper_numbers import paper_config
 from lori.scale_model import rows
 from lori.training.batches import collate
 
+SCALE = BASE_MODELS["scale"]
+
 
 def scale_config(domain: str):
     return paper_config("lora", domain, "scale", max_length=160, max_prompt_length=112)
 
 
 def test_only_response_and_end_are_scored():
-    tokenizer = load_tokenizer("scale")
+    tokenizer = load_tokenizer(SCALE)
     (example,) = rows("math", "train", 1)
     (row,) = tokenise([example.pair], tokenizer, scale_config("math"))
     scored = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -58,7 +61,7 @@ def test_rows_survive_their_file(tmp_path):
 
 
 def test_no_row_of_the_scale_profile_is_cut():
-    scale, tokenizer = profile("scale"), load_tokenizer("scale")
+    scale, tokenizer = profile("scale"), load_tokenizer(SCALE)
     for domain in scale.domains:
         config = train_config(scale, "lora", domain, seed=0)
         longest = replace(config, max_length=10_000, max_prompt_length=10_000)

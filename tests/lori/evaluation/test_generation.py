@@ -9,16 +9,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers.completions import SAMPLED, complete_rows, config_of, scale, text_of
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.domains import Example
 from lori.evaluation.answers import evaluate, rescore
 from lori.evaluation.generation import check_lengths, prepare
 from lori.evaluation.scoring import SCORERS
 from lori.scale_model import rows
 
+SCALE = BASE_MODELS["scale"]
+
 
 def endless(model):
     """The same model, which never ends a response."""
-    eos = torch.tensor([load_tokenizer("scale").eos_token_id])
+    eos = torch.tensor([load_tokenizer(SCALE).eos_token_id])
     model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, eos, -1e9))
     return model
 
@@ -53,7 +56,7 @@ def test_greedy_is_transformers_greedy():
 
 @pytest.mark.parametrize("domain", SCORERS)
 def test_stopping_early_cuts_completions_and_changes_no_score(domain):
-    model, tokenizer = endless(load_base("scale")), load_tokenizer("scale")
+    model, tokenizer = endless(load_base(SCALE)), load_tokenizer(SCALE)
     examples = rows(domain, "test", 9)
     samples = {"num_samples": 3, **SAMPLED} if domain == "code" else {}
     config = config_of(domain, max_new_tokens=64, **samples)
@@ -67,7 +70,7 @@ def test_stopping_early_cuts_completions_and_changes_no_score(domain):
 
 
 def test_a_completion_ends_with_the_first_look_that_finds_it_settled():
-    model, tokenizer = endless(load_base("scale")), load_tokenizer("scale")
+    model, tokenizer = endless(load_base(SCALE)), load_tokenizer(SCALE)
     (example,) = rows("nlu", "test", 1)
     widths = []
     model.register_forward_pre_hook(lambda _, __, inputs: widths.append(len(inputs["input_ids"])), with_kwargs=True)

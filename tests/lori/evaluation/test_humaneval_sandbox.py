@@ -6,14 +6,11 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
-
-import pytest
 
 from helpers.sandboxed import PASSED, RIGHT, SHORT, reasons
 from lori.evaluation import humaneval_sandbox as sandbox
-from lori.evaluation.humaneval_sandbox import Limits, check_bubblewrap, run_python
+from lori.evaluation.humaneval_sandbox import Limits, Verdict, check_bubblewrap, run_python
 from tasks.machine import ROOT
 
 DATA_DIR = Path(os.environ.get("LORI_DATA", ROOT.parent / "shared" / "data"))
@@ -102,7 +99,7 @@ planted = b"0123456789abcdef" * 2
 def search():
     frames, frame = [], sys._getframe()
     while frame:
-        frames += [frame.f_locals, frame.f_globals, frame.f_code, frame]
+        frames += [dict(frame.f_locals), frame.f_globals, frame.f_code, frame]
         frame = frame.f_back
     stack, seen, found = [gc.get_objects(), sys.modules, frames], set(), set()
     while stack:
@@ -146,22 +143,21 @@ def test_the_search_finds_a_nonce_that_is_kept_in_a_frame():
 
 
 def test_endless_work_talk_and_sleep_end_within_the_limits():
-    started = time.monotonic()
     stubborn = (
         "import ctypes, signal, time\n"
         "for n in set(range(1, 65)) - {9, 19, 32, 33}:\n    signal.signal(n, signal.SIG_IGN)\n"
         "ctypes.CDLL(None).prctl(1, 0)\n"  # not to die with its parent
     )
-    endless = (
+    busy = (
         "while True: pass", "sum(range(10**15))", "while True: print('x' * 10**6)",
-        "import os\nwhile True: os.write(2, b'x' * 10**6)", "import time; time.sleep(10**6)",
-        f"{stubborn}while True: pass", f"{stubborn}time.sleep(10**6)",
+        "import os\nwhile True: os.write(2, b'x' * 10**6)", f"{stubborn}while True: pass",
     )  # fmt: skip
-    assert reasons(*endless, limits=Limits(1, 2)) == ["timed out"] * len(endless)
+    assert reasons(*busy) == ["timed out"] * len(busy)
+    asleep = run_python(["import time; time.sleep(10**6)", f"{stubborn}time.sleep(10**6)"], Limits(1, 2))
+    assert asleep == [Verdict(False, "timed out")] * 2
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert reasons("import os\nwhile True: os.write(3, b'x' * 10**6)") == ["wrote where only the sandbox answers"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**5  # in KiB: it has not been read
-    assert time.monotonic() - started < 60
 
 
 def test_processor_time_decides_not_the_time_on_the_wall():
@@ -193,12 +189,6 @@ def test_files_are_limited_to_a_little_memory():
     )
     assert run_python([big, many, read_only], SHORT) == [PASSED] * 3
     assert run_python(["import os; assert not os.listdir('/tmp')"]) == [PASSED]  # nothing is left for the next
-
-
-def test_a_machine_without_bubblewrap_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="apt-get install bubblewrap"):
-        check_bubblewrap()
 
 
 def test_a_machine_that_forbids_namespaces_says_so():

@@ -6,13 +6,16 @@ import torch
 from helpers.trainings import ROWS, Killed, config_of, dying, fit, some_masks, trained, without_times
 from lori.adapters.attach import attach, sparsify
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import TrainRuntime
+
+SCALE = BASE_MODELS["scale"]
 
 
 @pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s", "full"])
 def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path, monkeypatch):
     def run(checkpoint_dir):
-        model = attach(load_base("scale"), config_of(name))
+        model = attach(load_base(SCALE), config_of(name))
         if name == "lori-s":
             sparsify(model, some_masks(model))
         runtime = TrainRuntime(micro_batch_tokens=14, checkpoint_dir=checkpoint_dir, checkpoint_every=2)
@@ -33,22 +36,26 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_p
 
 def test_checkpoints_of_another_training_are_refused(tmp_path):
     runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", runtime=runtime)
+    fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", runtime=runtime)
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", rows=ROWS[:-1], runtime=runtime)
+        fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", rows=ROWS[:-1], runtime=runtime)
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
+        fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
 
 
 def test_checkpoints_of_another_start_are_refused(tmp_path):
     runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    first = attach(load_base("scale"), config_of("lori-s"))
+    first = attach(load_base(SCALE), config_of("lori-s"))
     masks = some_masks(first)
     fit(sparsify(first, masks), "lori-s", runtime=runtime)
     other_mask = {module: ~mask for module, mask in masks.items()}
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(sparsify(attach(load_base("scale"), config_of("lori-s")), other_mask), "lori-s", runtime=runtime)
-    continued = attach(load_base("scale"), config_of("lori-s", domain="safety"))  # as attach_trained: another A
+        fit(
+            sparsify(attach(load_base(SCALE), config_of("lori-s")), other_mask),
+            "lori-s",
+            runtime=runtime,
+        )
+    continued = attach(load_base(SCALE), config_of("lori-s", domain="safety"))  # as attach_trained: another A
     with pytest.raises(ValueError, match="checkpoints of another training"):
         fit(sparsify(continued, masks), "lori-s", runtime=runtime)
 
@@ -57,7 +64,7 @@ def test_a_damaged_note_beside_checkpoints_is_named(tmp_path):
     (tmp_path / "training.json").write_text("")
     with pytest.raises(ValueError, match=r"training.json is damaged"):
         fit(
-            attach(load_base("scale"), config_of("lori-d")),
+            attach(load_base(SCALE), config_of("lori-d")),
             "lori-d",
             runtime=TrainRuntime(checkpoint_dir=str(tmp_path)),
         )

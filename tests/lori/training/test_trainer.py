@@ -14,9 +14,12 @@ from lori.adapters.attach import attach, attach_trained, save_adapter, sparsify
 from lori.adapters.attached import lora_layers
 from lori.adapters.peft_files import module_name
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import TrainRuntime
 from lori.training.batches import collate, plan_steps
 from lori.training.trainer import clip_each, summed_token_loss
+
+SCALE = BASE_MODELS["scale"]
 
 
 def reference_steps(model, config, *, num_steps, masks):
@@ -46,7 +49,7 @@ def reference_steps(model, config, *, num_steps, masks):
 @pytest.mark.parametrize("name", ["full", "lora", "dora", "lori-d", "lori-s"])
 def test_training_is_the_plain_loop(name):
     config = config_of(name, learning_rate=1e-3)
-    ours, reference = attach(load_base("scale"), config), attach(load_base("scale"), config)
+    ours, reference = attach(load_base(SCALE), config), attach(load_base(SCALE), config)
     masks = some_masks(ours) if name == "lori-s" else None
     if masks:
         sparsify(ours, masks)
@@ -63,7 +66,7 @@ def test_training_is_the_plain_loop(name):
 def test_ten_steps_of_a_sparse_b_are_ten_of_a_masked_dense_one():
     """Of B's that start off zero, as in continual learning: from zero, the first signs are rounding's."""
     config = config_of("lori-s", learning_rate=1e-3, num_epochs=10)
-    ours, reference = (attach(load_base("scale"), config) for _ in range(2))
+    ours, reference = (attach(load_base(SCALE), config) for _ in range(2))
     for model in (ours, reference):
         torch.manual_seed(7)
         for layer in lora_layers(model).values():
@@ -78,7 +81,7 @@ def test_ten_steps_of_a_sparse_b_are_ten_of_a_masked_dense_one():
 
 
 def test_entries_outside_the_mask_never_move():
-    model = attach(load_base("scale"), config_of("lori-s"))
+    model = attach(load_base(SCALE), config_of("lori-s"))
     masks = some_masks(model)
     fit(sparsify(model, masks), "lori-s")
     for module, b in trained(model).items():
@@ -88,10 +91,10 @@ def test_entries_outside_the_mask_never_move():
 
 
 def test_continual_entries_outside_the_mask_keep_their_first_values_bit_for_bit(tmp_path):
-    first = attach(load_base("scale"), config_of("lori-d", domain="safety"))
+    first = attach(load_base(SCALE), config_of("lori-d", domain="safety"))
     fit(first, "lori-d", domain="safety")
     save_adapter(first, tmp_path, config_of("lori-d"))
-    second = attach_trained(load_base("scale"), tmp_path, config_of("lori-s"))
+    second = attach_trained(load_base(SCALE), tmp_path, config_of("lori-s"))
     masks = some_masks(second)
     before = trained(second)
     fit(sparsify(second, masks), "lori-s")
@@ -102,7 +105,7 @@ def test_continual_entries_outside_the_mask_keep_their_first_values_bit_for_bit(
 
 
 def test_what_is_frozen_never_moves():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     fit(model, "lori-d")
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
@@ -111,7 +114,7 @@ def test_what_is_frozen_never_moves():
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     results = []
     for seed in (0, 0, 1):
-        model = attach(load_base("scale"), config_of("lori-d", batch_size=3, seed=seed))
+        model = attach(load_base(SCALE), config_of("lori-d", batch_size=3, seed=seed))
         fit(model, "lori-d", batch_size=3, seed=seed)
         results.append(trained(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -119,13 +122,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 
 
 def test_the_last_partial_batch_trains_too():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     curve = fit(model, "lori-d", batch_size=3, num_epochs=2)  # 8 rows: batches of 3, 3 and 2, twice
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_loss_sums_tokens_of_labels_alone():
-    model = load_base("scale")
+    model = load_base(SCALE)
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 3, 1, 2]}, {"input_ids": [9, 10], "labels": [-100, 4]}]
     batch = collate(rows, pad_token_id=0)
     with torch.no_grad():
@@ -137,7 +140,7 @@ def test_the_loss_sums_tokens_of_labels_alone():
 
 def test_no_rows_at_all_have_no_loss():
     """What a process computes whose share of the last batch is empty."""
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     loss = summed_token_loss(model, collate([], pad_token_id=0))
     loss.backward()
     assert loss == 0
@@ -156,7 +159,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     rows = [{name: ids[:length] for name, ids in row.items()} for row, length in zip(ROWS, lengths, strict=True)]
     results = []
     for micro_batch_tokens in (10_000, 30, 1):
-        model = attach(load_base("scale"), config_of("lori-d"))
+        model = attach(load_base(SCALE), config_of("lori-d"))
         curve = fit(model, "lori-d", rows=rows, runtime=TrainRuntime(micro_batch_tokens), learning_rate=1e-3)
         results.append(([point["train/loss"] for point in curve], trained(model)))
     for losses, values in results[1:]:
@@ -169,7 +172,7 @@ def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch
     seconds = count()  # between two points of the curve there is one
     monkeypatch.setattr("lori.training.trainer.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
     resident = psutil.Process().memory_info().rss / 1e6
-    curve = fit(attach(load_base("scale"), config_of("lora")), "lora", batch_size=len(ROWS))
+    curve = fit(attach(load_base(SCALE), config_of("lora")), "lora", batch_size=len(ROWS))
     num_tokens = sum(len(row["input_ids"]) for row in ROWS)
     assert [point["train/tokens_per_second"] for point in curve] == [num_tokens] * len(curve)
     assert all(point["train/memory_mb"] >= resident for point in curve)
@@ -177,11 +180,11 @@ def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch
 
 def test_lori_s_without_a_mask_is_refused():
     with pytest.raises(ValueError, match=r"lori-s trains inside a mask"):
-        fit(attach(load_base("scale"), config_of("lori-s")), "lori-s")
+        fit(attach(load_base(SCALE), config_of("lori-s")), "lori-s")
 
 
 def test_training_leaves_the_models_mode_as_it_was():
-    model = attach(load_base("scale"), config_of("lori-d")).eval()
+    model = attach(load_base(SCALE), config_of("lori-d")).eval()
     fit(model, "lori-d")
     assert not model.training
 
@@ -194,7 +197,7 @@ UNLABELLED = [{"input_ids": [5, 6], "labels": [-100, -100]}]
     [([], True, "no rows"), (ROWS, False, "Nothing in this model"), (UNLABELLED, True, "No row has a label")],
 )
 def test_a_training_of_nothing_is_refused(rows, attached, message):
-    model = load_base("scale")
+    model = load_base(SCALE)
     if attached:
         model = attach(model, config_of("lori-d"))
     with pytest.raises(ValueError, match=message):
@@ -202,7 +205,7 @@ def test_a_training_of_nothing_is_refused(rows, attached, message):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_rows():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     batches = plan_steps(len(ROWS), config_of("lori-d", batch_size=3))
     bad = batches[1][0]  # a row of the second step
     nan_at_token_1 = lambda _module, ids, out: out.masked_fill((ids[0] == 1)[..., None], float("nan"))  # noqa: E731
