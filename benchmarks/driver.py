@@ -15,9 +15,9 @@ from prefect import flow  # noqa: E402
 from prefect.futures import wait  # noqa: E402
 
 from flows.deployments import THREADS  # noqa: E402
-from flows.study.run import prepare_study, submit_cells  # noqa: E402
+from flows.study.run import prepare_study  # noqa: E402
 from flows.tables import STAGES  # noqa: E402
-from tasks.engine.cells import compute  # noqa: E402
+from tasks.engine.cells import Future, compute, submit_cells  # noqa: E402
 from tasks.engine.prefetch import looked_up  # noqa: E402
 
 
@@ -29,7 +29,9 @@ def cells(profile: str, merge_methods: list[str] | None = None) -> dict[str, Any
     for stage in STAGES.values():
         stage(study)
     with looked_up([*study.cells.by_key.values()], compute, refreshed=(), told=study.told):
-        asked = [*submit_cells(study).values()]
+        futures: dict[str, Future] = {}
+        submit_cells(study.cells, futures, study.told)
+        asked = [*futures.values()]
         wait(asked)
     seconds = time.perf_counter() - started
     work = [future.result()["seconds"] for future in asked]

@@ -1,7 +1,7 @@
 """A study: its parameters checked, the cells of its tables computed, their progress shown, the report published."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lori.choices.profiles import Profile
 from lori.plan.cell import Cell
 from lori.recipes import checked_profile
 from tasks import tracking
-from tasks.engine.cells import Cells, Future, compute, is_meant, submit
+from tasks.engine.cells import Cells, Future, compute, is_meant, submit_cells
 from tasks.engine.executors import check_executor, interruptible
 from tasks.engine.prefetch import looked_up
 from tasks.engine.progress import log_at_info
@@ -56,7 +56,7 @@ Stage = Callable[[Study], list[Row]]
 class Progress:
     """The futures of a study's cells, by key, and how those that ended did."""
 
-    futures: dict[str, Future]
+    futures: dict[str, Future] = field(default_factory=dict)
     computed: int = 0
     cached: int = 0
     skipped: int = 0
@@ -146,7 +146,9 @@ def run_study(study: Study, *stages: Stage, asked: Mapping[str, Any] | None = No
     with interruptible(), looked_up(cells, compute, refreshed=refreshed, told=study.told) as outlook:
         if outlook and outlook.missing:
             print(outlook, flush=True)
-        progress = _follow(submit_cells(study, refreshed), study.cells)
+        progress = Progress()
+        submit_cells(study.cells, progress.futures, study.told)
+        _follow(progress, study.cells)
         if progress.failed:
             compared = _compare_finished(study, rows, progress)
         effort = {"num_computed": progress.computed, "num_cached": progress.cached}
@@ -189,22 +191,13 @@ def _publish_plan(drawn: "plan.Plan") -> State:
     return Completed(message=f"{len(drawn.rows)} cells planned.", data={"planned": len(drawn.rows)})
 
 
-def submit_cells(study: Study, refreshed: Collection[str] = ()) -> dict[str, Future]:
-    """Every cell as a task of the running flow, by key."""
-    futures: dict[str, Future] = {}
-    for cell in study.cells.by_key.values():
-        futures[cell.key] = submit(cell, futures, replace(study.told, refresh=cell.key in refreshed))
-    return futures
-
-
-def _follow(futures: dict[str, Future], cells: Cells) -> Progress:
+def _follow(progress: Progress, cells: Cells) -> None:
     """Wait for every cell and print a line for each."""
-    progress, titles = Progress(futures), {future: cells.by_key[key].title for key, future in futures.items()}
+    titles = {future: cells.by_key[key].title for key, future in progress.futures.items()}
     for num_done, future in enumerate(as_completed([*titles]), start=1):
         future.wait()  # as_completed yields before the future knows its final state
         title = titles[future]
         print(f"[{num_done}/{len(titles)}] {title}  {_outcome(title, future, progress)}", flush=True)
-    return progress
 
 
 def _compare_finished(study: Study, rows: Sequence[Row], progress: Progress) -> Cell | None:
@@ -215,7 +208,8 @@ def _compare_finished(study: Study, rows: Sequence[Row], progress: Progress) -> 
 
     compared = comparison(study.cells, [row for row in rows if is_finished(row)], rows)
     if compared and compared.key not in progress.futures:  # else it failed by itself, or nothing that it reads did
-        future = progress.futures[compared.key] = submit(compared, progress.futures, study.told)
+        submit_cells(study.cells, progress.futures, study.told)
+        future = progress.futures[compared.key]
         future.wait()
         print(f"{compared.title} that are there  {_outcome(compared.title, future, progress)}", flush=True)
     return compared

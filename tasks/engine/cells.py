@@ -76,16 +76,23 @@ def is_meant(cell: Cell, refresh: Sequence[str]) -> bool:
     return any(asked == "all" or words[: len(asked.split())] == asked.split() for asked in refresh)
 
 
-def submit(cell: Cell, futures: Mapping[str, Future], told: Runtime) -> Future:
-    """The cell as a task of the running flow; `futures`, by key, are of all that it reads."""
-    # Prefect would search every field of these and of the records for futures: a third of what a cached task costs
-    sources = {
-        role: [opaque(futures[each.key]) for each in given] if isinstance(given, list) else opaque(futures[given.key])
-        for role, given in cell.inputs.items()
-    }
-    arguments: dict[str, Any] = {"config": quote(cell.config), "inputs": sources, "told": quote(told)}
-    table = REFRESHING if told.refresh else TASKS
-    return table[cell.step].submit(step=cell.step, name=cell.name, **arguments)
+def submit_cells(cells: Cells, futures: dict[str, Future], told: Runtime) -> None:
+    """Submit each cell that has no future yet as a task of the running flow; `futures` are by key."""
+    refreshed = cells.refreshed()
+    for cell in cells.by_key.values():
+        if cell.key in futures:
+            continue
+        sources = {role: _ends_of(given, futures) for role, given in cell.inputs.items()}
+        is_refreshed = cell.key in refreshed
+        place = quote(replace(told, refresh=is_refreshed))
+        arguments: dict[str, Any] = {"config": quote(cell.config), "inputs": sources, "told": place}
+        table = REFRESHING if is_refreshed else TASKS
+        futures[cell.key] = table[cell.step].submit(step=cell.step, name=cell.name, **arguments)
+
+
+def _ends_of(given: Cell | list[Cell], futures: Mapping[str, Future]) -> Any:
+    """Prefect would search every field of a result for more futures: a third of what a cached task costs."""
+    return [opaque(futures[cell.key]) for cell in given] if isinstance(given, list) else opaque(futures[given.key])
 
 
 def to_handle(record: Mapping[str, Any]) -> Handle:
