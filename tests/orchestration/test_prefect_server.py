@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 import flows.servers.sqlite_server  # noqa: F401 it is what is tested: engines that connect from here on
+from helpers.waiting import PATIENCE
 
 INSERT, COUNT = "INSERT INTO runs VALUES (:name)", "SELECT count(*) FROM runs"
 
