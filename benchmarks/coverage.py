@@ -1,4 +1,4 @@
-"""How often a "95 %" interval of evaluation/bootstrap.py holds the truth, for few seeds that differ little or much.
+"""How often a "95 %" interval of evaluation/resampling.py holds the truth, for few seeds that differ little or much.
 
     python -m benchmarks.coverage      # a quarter of a minute; writes benchmarks/coverage.json
 
@@ -8,7 +8,7 @@ Scores are drawn with a known mean of 0: normal between seeds, and normal betwee
 import numpy as np
 
 from benchmarks.measure import report
-from lori.evaluation.bootstrap import LEVEL, Outcomes, Stratum, interval
+from lori.evaluation.resampling import LEVEL, Outcomes, Stratum, interval
 
 NUM_TRIALS, NUM_ITEMS, NUM_RESAMPLES = 400, 100, 1000
 # Seeds, and the standard deviations between seeds and between items

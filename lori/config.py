@@ -1,7 +1,7 @@
-"""What a result is (frozen configs), what points at it (`Handle`), and where it runs (`Runtime`).
+"""What a result is: frozen configs.
 
-Configs hold names and numbers only: everything that can change a result is a field here and therefore part of its
-key. `Runtime` holds what may differ between two machines that compute the same thing; it is in no key.
+They hold names and numbers only: everything that can change a result is a field here and therefore part of its key.
+What may differ between two machines that compute the same thing is elsewhere; it is in no key.
 """
 
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Scores of several rows of a table, with intervals, and the differences between rows (`evaluation/bootstrap.py`).
+    """Scores of several rows of a table, with intervals, and the differences between rows (`resampling.py`).
 
     `rows`, `domains` and `seeds` say of each score, in their order, where it belongs; a domain may be over-refusal, of
     safety's scores. Within a row, scores of one domain and seed are averaged item by item. `pairs` are rows to

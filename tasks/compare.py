@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lori.config import CompareConfig
 from lori.datasets.rows import load_rows
-from lori.evaluation.bootstrap import compare, outcomes_of
 from lori.evaluation.intervals import to_metrics
+from lori.evaluation.resampling import compare, outcomes_of
 from lori.evaluation.row_names import domain_of
 from tasks import tracking
 from tasks.evaluate import GENERATIONS, read_records

@@ -1,4 +1,4 @@
-"""How a domain is learned: one row a method. What they do to a model is in `adaptation.py`.
+"""How a domain is learned: one row a method. What they do to a model is in `adapters/attach.py`.
 
 LoRI (paper, section 3): ΔW = alpha / rank · b @ a, with `a` (rank, in) drawn once and frozen, and `b` (out, rank)
 trained from zero, all of it (LoRI-D) or where a mask allows it (LoRI-S).

@@ -1,4 +1,4 @@
-"""Which cells a run of the whole paper has: one row a profile. Their numbers are in `recipes.py`."""
+"""Which cells a run of the whole paper has: one row a profile. Their numbers are in `recipes/`."""
 
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,7 @@
 """The paper's claims as rules, fixed before anything is computed, so that no threshold can be fitted to a result.
 
 Each rule is about the difference of two rows, the mean over domains, with its 95 % interval over seeds and test items
-(`lori/evaluation/bootstrap.py`). `RowName` says what the names of rows mean.
+(`lori/evaluation/resampling.py`). `RowName` says what the names of rows mean.
 """
 
 from collections.abc import Sequence

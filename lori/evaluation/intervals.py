@@ -1,4 +1,4 @@
-"""Intervals as they are logged and shown; `bootstrap.py` computes them."""
+"""Intervals as they are logged and shown; `resampling.py` computes them."""
 
 import math
 from collections.abc import Mapping

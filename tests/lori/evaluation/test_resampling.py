@@ -8,9 +8,18 @@ import pytest
 
 from lori.choices.domains import Example
 from lori.config import CompareConfig
-from lori.evaluation.bootstrap import Outcomes, Stratum, average, compare, difference, mean_over, outcomes_of, score_of
-from lori.evaluation.bootstrap import interval as interval_of
 from lori.evaluation.intervals import Interval
+from lori.evaluation.resampling import (
+    Outcomes,
+    Stratum,
+    average,
+    compare,
+    difference,
+    mean_over,
+    outcomes_of,
+    score_of,
+)
+from lori.evaluation.resampling import interval as interval_of
 from lori.evaluation.scoring import SCORERS
 from lori.recipes.configs import NUM_RESAMPLES, compare_config
 
