@@ -18,7 +18,7 @@ from lori.evaluation.answers import generate, rescore
 from lori.evaluation.scoring import validation_score
 from tasks import tracking
 from tasks.prepare_dataset import ROWS_FILE
-from tasks.publish.catalogue import nominate, write_card
+from tasks.publish.catalogue import promote_best, write_card
 from tasks.results import Handle, Runtime
 
 UNSCORED = "unscored"  # among a run's artifacts: completions that wait for their score
@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig, *, adapter: Handle, dataset: Handle, key: str, 
     tracking.log_metrics(runtime, adapter.run_id, metrics)
     scores = Handle("scores", key, name, adapter.run_id, uri, sha256, metrics, asdict(config))
     if split == "validation":
-        nominate(adapter, validation_score(metrics, config.domain)[0], dataset, runtime)
+        promote_best(adapter, validation_score(metrics, config.domain)[0], dataset, runtime)
     write_card(adapter, runtime)
     return scores
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lori.adapters.masks import draw_masks, extract_masks, load_masks, num_kept, save_masks
 from lori.config import MaskConfig, RandomMaskConfig
 from tasks import tracking
-from tasks.publish.catalogue import Entry, enter, suffix
+from tasks.publish.catalogue import Entry, register_model, suffix
 from tasks.results import Handle, Runtime
 
 
@@ -58,5 +58,5 @@ def _logged(
             seed=made_of["seed"],
             variant=config.variant,
         )
-        enter(handle, entry, runtime)
+        register_model(handle, entry, runtime)
     return handle

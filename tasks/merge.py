@@ -9,7 +9,7 @@ from lori.adapters.merging import merge
 from lori.adapters.peft_settings import SETTINGS_FILE
 from lori.config import MergeConfig
 from tasks import tracking
-from tasks.publish.catalogue import Entry, enter, suffix, write_card
+from tasks.publish.catalogue import Entry, register_model, suffix, write_card
 from tasks.results import Handle, Runtime
 
 
@@ -40,6 +40,6 @@ def merge_adapters(config: MergeConfig, *, adapters: list[Handle], key: str, run
         merged, parent = f"{'+'.join(methods)}-{config.method}", adapters[0].config
         all_domains = "+".join(adapter.config["domain"] for adapter in adapters)
         entry = Entry(config.base_model, parent["rank"], merged, all_domains, config.seed, config.variant)
-        enter(handle, entry, runtime)
+        register_model(handle, entry, runtime)
         write_card(handle, runtime)
     return handle

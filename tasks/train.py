@@ -19,9 +19,9 @@ from tasks import tracking
 from tasks.engine import shutdown
 from tasks.machine import IS_FIRST, IS_ONE_OF_SEVERAL, work_dir
 from tasks.prepare_dataset import ROWS_FILE
-from tasks.publish.catalogue import Entry, enter, suffix, write_card
+from tasks.publish.catalogue import Entry, register_model, suffix, write_card
 from tasks.results import Handle, Runtime
-from tasks.train_callback import Watch, restore
+from tasks.train_callback import CheckpointPublisher, restore
 
 CHECKPOINTS, OUT = "checkpoints", "adapter"  # in the work directory
 
@@ -69,7 +69,7 @@ def train_adapter(  # noqa: PLR0913 each is another input
         tracking.log_metrics(runtime, run_id, metrics)
         tracking.link_inputs(runtime, run_id, [handle for handle in (mask, start_from, a_from) if handle])
         handle = Handle("adapter", key, name, run_id, uri, sha256, metrics, params)
-        enter(handle, _entry(config, start_from), runtime)
+        register_model(handle, _entry(config, start_from), runtime)
         write_card(handle, runtime)
     return handle
 
@@ -118,7 +118,7 @@ def _train(
         tokenizer = load_tokenizer(found)
         examples = load_rows(tracking.fetch(runtime, training.dataset) / ROWS_FILE)
         rows = tokenise([example.pair for example in examples], tokenizer, config)
-        watch = Watch(runtime, run_id, work / CHECKPOINTS, f"train {training.name}")
+        watch = CheckpointPublisher(runtime, run_id, work / CHECKPOINTS, f"train {training.name}")
         with shutdown.at_step_end():
             curve = train(
                 model, rows, config, tokenizer=tokenizer, runtime=_train_runtime(work, runtime), callbacks=[watch]

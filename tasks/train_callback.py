@@ -24,7 +24,7 @@ SHOW_SECONDS = 1
 
 def restore(runtime: Runtime, run_id: str, directory: Path) -> None:
     """Put the newest checkpoint into `directory`: MLflow's, unless what is there is newer."""
-    found = tracking.published(runtime, run_id)
+    found = tracking.published_checkpoint(runtime, run_id)
     if found and found.step > _step_in(directory) and not tracking.fetch_checkpoint(runtime, run_id, found, directory):
         LOG.warning("The checkpoint of step %d is no longer whole in MLflow.", found.step)
         tracking.drop_checkpoints(runtime, run_id)
@@ -37,7 +37,7 @@ def _step_in(directory: Path) -> int:
     return int(newest.rpartition("-")[2]) if newest else 0
 
 
-class Watch(TrainerCallback):
+class CheckpointPublisher(TrainerCallback):
     """Publishes checkpoints and the curve, shows progress, and ends the training when its process is told to end."""
 
     def __init__(self, runtime: Runtime, run_id: str | None, directory: Path, name: str):

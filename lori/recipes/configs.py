@@ -1,8 +1,9 @@
 """The config of every cell: all hyper-parameters of a result, from a profile. Nothing else decides a result.
 
-A base model's suite says whose recipe it is: the scale model's (`scale_numbers.py`) or the paper's (`paper_numbers.py`). The scale
-model follows the paper where size does not forbid it: AdamW at a constant rate, α = 2 r, its epochs, its clipping and
-loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights are its own.
+A base model's suite says whose recipe it is: the scale model's (`scale_numbers.py`) or the paper's
+(`paper_numbers.py`). The scale model follows the paper where size does not forbid it: AdamW at a constant rate, α = 2
+r, its epochs, its clipping and loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge weights
+are its own.
 """
 
 from collections.abc import Sequence

@@ -73,7 +73,7 @@ def _gpus_of_this_machine() -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def held(num_gpus: int, *, while_waiting: Callable[[], None]) -> Iterator[tuple[list[str], list[int]]]:
+def acquire_gpus(num_gpus: int, *, while_waiting: Callable[[], None]) -> Iterator[tuple[list[str], list[int]]]:
     """Hold `num_gpus` GPUs of this machine, or for 0 a slot without one: their ids, and descriptors that hold them.
 
     All or none, so that two jobs of two GPUs never wait for each other. A child that gets the descriptors

@@ -59,7 +59,7 @@ def run_in_process(job: Job, listener: Listener, lock: Sequence[int] = ()) -> Co
         JobFailed: if the step raised. JobCrashed: if the process died. ValueError: if the GPUs do not exist.
     """
     with (
-        gpus.held(job.num_gpus, while_waiting=listener.check) as (ids, descriptors),
+        gpus.acquire_gpus(job.num_gpus, while_waiting=listener.check) as (ids, descriptors),
         tempfile.TemporaryDirectory(prefix="lori-job-") as scratch,
     ):
         job_path, answer_path = Path(scratch, "job.json"), Path(scratch, "answer.json")

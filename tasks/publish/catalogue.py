@@ -32,7 +32,7 @@ class Entry:
     variant: str = ""
 
 
-def enter(handle: Handle, entry: Entry, runtime: Runtime) -> None:
+def register_model(handle: Handle, entry: Entry, runtime: Runtime) -> None:
     """Register an adapter or a mask. What has no files, `base`, is none."""
     if entry.method == "base":
         return
@@ -47,10 +47,10 @@ def suffix(variant: str) -> str:
     return f"-{re.sub('[^a-z0-9]+', '_', variant)}" if variant else ""
 
 
-def nominate(adapter: Handle, score: float, rows: Handle, runtime: Runtime) -> None:
+def promote_best(adapter: Handle, score: float, rows: Handle, runtime: Runtime) -> None:
     """Give the alias `best` to the registered adapter that scores highest on these validation rows."""
     if tracking.address_of(runtime, adapter.uri):
-        tracking.nominate(runtime, adapter.uri, score=score, rows=f"{CRITERION}/{rows.key}")
+        tracking.promote_best(runtime, adapter.uri, score=score, rows=f"{CRITERION}/{rows.key}")
 
 
 def write_card(adapter: Handle, runtime: Runtime) -> None:

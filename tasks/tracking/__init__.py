@@ -34,7 +34,7 @@ from tasks.tracking.digests import CARD, directory_digest
 from tasks.tracking.handles import find_handle, save_handle
 from tasks.tracking.models import link_dataset, link_inputs, link_models, log_model, write_beside
 from tasks.tracking.provenance import provenance
-from tasks.tracking.registry import address_of, nominate, register, registered_name
+from tasks.tracking.registry import address_of, promote_best, register, registered_name
 from tasks.tracking.runs import (
     card_lock,
     close_run,
@@ -56,7 +56,7 @@ from tasks.tracking.uploaded_checkpoints import (
     drop_checkpoints,
     fetch_checkpoint,
     publish_checkpoint,
-    published,
+    published_checkpoint,
 )
 from tasks.tracking.views import colour_of, provision_views, view_links
 
@@ -92,12 +92,12 @@ __all__ = [
     "log_metrics",
     "log_model",
     "logged_run",
-    "nominate",
     "open_run",
+    "promote_best",
     "provenance",
     "provision_views",
     "publish_checkpoint",
-    "published",
+    "published_checkpoint",
     "register",
     "registered_name",
     "run_metrics",

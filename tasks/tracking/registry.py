@@ -50,7 +50,7 @@ def register(runtime: Runtime, uri: str, name: str, *, alias: str, tags: dict[st
     return address
 
 
-def nominate(runtime: Runtime, uri: str, *, score: float, rows: str) -> None:
+def promote_best(runtime: Runtime, uri: str, *, score: float, rows: str) -> None:
     """Note the validation score of a registered model; the best version on the same `rows` gets the alias `best`.
 
     Of equals it is the oldest. Whoever is last to set the alias has seen every score: machines that race agree.

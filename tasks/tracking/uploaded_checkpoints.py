@@ -27,7 +27,7 @@ class Published:
     sha256: str
 
 
-def published(runtime: Runtime, run_id: str) -> Published | None:
+def published_checkpoint(runtime: Runtime, run_id: str) -> Published | None:
     """What the run's tag says, if there is one."""
     tag = connect(runtime.tracking_uri).get_run(run_id).data.tags.get(CHECKPOINT_TAG)
     return Published(**json.loads(tag)) if tag else None
@@ -35,7 +35,7 @@ def published(runtime: Runtime, run_id: str) -> Published | None:
 
 def publish_checkpoint(runtime: Runtime, run_id: str, directory: Path, step: int) -> None:
     """Upload a checkpoint, then say so, then remove the one before: at any moment one is whole."""
-    client, before = connect(runtime.tracking_uri), published(runtime, run_id)
+    client, before = connect(runtime.tracking_uri), published_checkpoint(runtime, run_id)
     if before and before.step >= step:
         return  # an attempt that was given up, and lives, is ahead of us
     client.log_artifacts(run_id, str(directory), f"{PLACE}/{step}")
@@ -53,7 +53,7 @@ def fetch_checkpoint(runtime: Runtime, run_id: str, found: Published, directory:
     try:
         return _download(runtime, run_id, found, directory)
     except (MlflowException, OSError):
-        if published(runtime, run_id) == found and is_listed(runtime, run_id, f"{PLACE}/{found.step}"):
+        if published_checkpoint(runtime, run_id) == found and is_listed(runtime, run_id, f"{PLACE}/{found.step}"):
             raise  # the network or the disk
         return False
 

@@ -65,7 +65,7 @@ def test_one_that_is_damaged_in_mlflow_is_removed_and_an_older_one_here_is_taken
         train_callback.restore(store.runtime, run_id, work)
     assert steps_in(work) == ["checkpoint-7"]
     assert "step 14 is no longer whole in MLflow" in caplog.text
-    assert tracking.published(store.runtime, run_id) is None
+    assert tracking.published_checkpoint(store.runtime, run_id) is None
     assert not [path for path in store.artifact_dir.rglob(f"{run_id}/artifacts/**/*") if path.is_file()]
     publish(store, run_id, tmp_path / "again", 14)  # by the training that comes there again
     train_callback.restore(store.runtime, run_id, work)
@@ -75,7 +75,7 @@ def test_one_that_is_damaged_in_mlflow_is_removed_and_an_older_one_here_is_taken
 def test_what_an_upload_that_was_cut_left_goes_with_the_training(store: Store, tmp_path: Path) -> None:
     run_id = open_run(store.runtime)
     client_of(store).log_artifacts(run_id, str(write_checkpoint(tmp_path / "here", 7)), "checkpoint/7")
-    assert tracking.published(store.runtime, run_id) is None
+    assert tracking.published_checkpoint(store.runtime, run_id) is None
     tracking.drop_checkpoints(store.runtime, run_id)
     assert client_of(store).list_artifacts(run_id) == []
 

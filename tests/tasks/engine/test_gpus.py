@@ -46,7 +46,7 @@ def stop() -> None:
 
 def held_ids(num_gpus: int) -> list[str]:
     """The ids of a job that does not wait."""
-    with gpus.held(num_gpus, while_waiting=stop) as (ids, _):
+    with gpus.acquire_gpus(num_gpus, while_waiting=stop) as (ids, _):
         return ids
 
 
@@ -93,7 +93,7 @@ def test_more_gpus_than_there_are_is_an_error_and_no_wait() -> None:
 
 
 def test_a_held_gpu_goes_to_nobody_else_and_several_go_together() -> None:
-    with gpus.held(1, while_waiting=stop) as (first, _):
+    with gpus.acquire_gpus(1, while_waiting=stop) as (first, _):
         assert first == ["0"]
         assert held_ids(1) == ["1"]
         with pytest.raises(Stop):
@@ -110,7 +110,7 @@ def test_of_jobs_that_wait_one_gets_the_gpu_as_soon_as_it_is_free(monkeypatch: p
 
     def work() -> None:
         nonlocal inside
-        with gpus.held(1, while_waiting=lambda: waiting.add(threading.get_ident())):
+        with gpus.acquire_gpus(1, while_waiting=lambda: waiting.add(threading.get_ident())):
             inside += 1
             together.append(inside)
             wait_until(lambda: len(waiting) == 3, "for those who wait")
@@ -129,7 +129,7 @@ def test_a_gpu_stays_held_while_a_child_of_a_killed_holder_uses_it(monkeypatch: 
     script = """
 import signal, subprocess
 from tasks.engine import gpus
-with gpus.held(1, while_waiting=lambda: None) as (_, descriptors):
+with gpus.acquire_gpus(1, while_waiting=lambda: None) as (_, descriptors):
     child = subprocess.Popen(["sleep", "infinity"], pass_fds=descriptors)
     print(child.pid, flush=True)
     signal.pause()
@@ -142,5 +142,5 @@ with gpus.held(1, while_waiting=lambda: None) as (_, descriptors):
     with pytest.raises(Stop):
         held_ids(1)
     os.kill(child, signal.SIGKILL)
-    with gpus.held(1, while_waiting=lambda: None) as (ids, _):
+    with gpus.acquire_gpus(1, while_waiting=lambda: None) as (ids, _):
         assert ids == ["0"]

@@ -107,10 +107,10 @@ def test_the_best_is_the_first_of_the_highest_on_the_same_rows(store: Store, tmp
     best = []
     for seed, (handle, (score, rows)) in enumerate(zip(handles, scores, strict=True)):
         name = register(store, handle, f"seed-{seed}").removeprefix("models:/").partition("@")[0]
-        tracking.nominate(store.runtime, handle.uri, score=score, rows=rows)
+        tracking.promote_best(store.runtime, handle.uri, score=score, rows=rows)
         best.append(handles.index(next(h for h in handles if h.uri == best_of(store, name))))
     assert best == [0, 1, 1, 3]
-    tracking.nominate(store.runtime, handles[1].uri, score=50.0, rows="rows")  # scored again: now the third is
+    tracking.promote_best(store.runtime, handles[1].uri, score=50.0, rows="rows")  # scored again: now the third is
     assert best_of(store, name) == handles[2].uri
 
 
@@ -129,7 +129,7 @@ def test_machines_that_score_at_once_agree_on_the_best(server: tuple[str, Path],
         register(stores[0], handle, f"seed-{n}")
 
     def score(n: int) -> None:
-        tracking.nominate(stores[n].runtime, handles[n].uri, score=float(n), rows="rows")
+        tracking.promote_best(stores[n].runtime, handles[n].uri, score=float(n), rows="rows")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(score, range(4)))

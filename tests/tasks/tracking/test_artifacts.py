@@ -176,10 +176,10 @@ def write_checkpoint(directory: Path, text: str) -> Path:
 
 def test_another_machine_finds_the_newest_checkpoint_and_no_other(store: Store, tmp_path: Path) -> None:
     run_id = open_run(store.runtime)
-    assert tracking.published(store.runtime, run_id) is None
+    assert tracking.published_checkpoint(store.runtime, run_id) is None
     for step in (7, 14):
         tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", f"at {step}"), step)
-    found = tracking.published(store.runtime, run_id)
+    found = tracking.published_checkpoint(store.runtime, run_id)
     assert found
     assert found.step == 14
     assert tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
@@ -187,7 +187,7 @@ def test_another_machine_finds_the_newest_checkpoint_and_no_other(store: Store, 
     kept = client_of(store).list_artifacts(run_id, "checkpoint")
     assert [Path(entry.path).name for entry in kept] == ["14"]
     tracking.drop_checkpoints(store.runtime, run_id)
-    assert tracking.published(store.runtime, run_id) is None
+    assert tracking.published_checkpoint(store.runtime, run_id) is None
     assert client_of(store).list_artifacts(run_id) == []
 
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_was_cut_is_not_believed(store: Store, tmp_path: Path)
     run_id = open_run(store.runtime)
     tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 7"), 7)
     next(store.artifact_dir.rglob("state")).write_text("at")
-    found = tracking.published(store.runtime, run_id)
+    found = tracking.published_checkpoint(store.runtime, run_id)
     assert found
     assert not tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
     assert not (tmp_path / "there").exists()
@@ -210,7 +210,7 @@ def test_a_checkpoint_whose_upload_was_cut_leaves_the_one_before(
         patched.setattr(MlflowClient, "set_tag", crash)
         with pytest.raises(InterruptedError):
             tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 14"), 14)
-    found = tracking.published(store.runtime, run_id)
+    found = tracking.published_checkpoint(store.runtime, run_id)
     assert found
     assert found.step == 7
     assert tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
