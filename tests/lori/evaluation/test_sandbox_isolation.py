@@ -48,7 +48,7 @@ def test_a_running_program_is_seen_and_is_not_root(mark):
     """So that the tests that look for left-over processes can fail."""
     run = Thread(target=run_python, args=(["import time; time.sleep(10**6)"], Limits(mark, 10**5)))
     run.start()
-    seen = wait_until(lambda: len(found := processes(mark)) == 2 and "bwrap" in found.values() and found)
+    seen = wait_until(lambda: len(found := processes(mark)) == 2 and sandbox.bwrap_path() in found.values() and found)
     users = {path.stat().st_uid for path in seen}
     for path in seen:
         with contextlib.suppress(ProcessLookupError):  # it ends with the other
