@@ -112,8 +112,9 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
         ValueError: if there is none that transformers can read.
         BaseUnavailable: if its files can't be fetched.
     """
+    folder = base.folder
     try:
-        return AutoTokenizer.from_pretrained(base.folder, padding_side="left", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(f"{base.source} has no tokenizer that transformers can read: {error}") from error
 

@@ -196,7 +196,7 @@ def test_without_the_hub_rows_folders_and_commits_are_found(llama: Path) -> None
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"profile": "huge"}, ValueError, "Unknown profile 'huge'. Known: scale"),
+        ({"profile": "huge"}, ParameterTypeError, "profile: Input should be 'scale'"),
         ({"source": None}, ValueError, "Nothing to look through"),
         ({"limit": 0}, ParameterTypeError, "limit"),
         ({"max_attempts": "many"}, ParameterTypeError, "max_attempts"),
@@ -210,7 +210,7 @@ def test_wrong_parameters_are_refused(state_dir: Path, parameters: dict, error: 
 def test_without_the_papers_deployment_the_scout_says_how_to_make_it(papers: UUID) -> None:
     with get_client(sync_client=True) as client:
         client.delete_deployment(papers)
-    with pytest.raises(RuntimeError, match=r"no deployment lori/full-paper .*flows\.bootstrap"):
+    with pytest.raises(RuntimeError, match=r"no deployment lori/full-paper .*flows\.servers\.bootstrap"):
         scouted("scale")
 
 

@@ -26,7 +26,7 @@ def llama(tmp_path_factory):
 ASK = """
 import json, sys
 from lori.base_models.loading import check_base, load_base, load_tokenizer
-from lori.base_models.resolve import base_model, identity
+from lori.base_models.resolve import base_model
 answers = {}
 for name in sys.argv[1:]:
     try:
