@@ -4,7 +4,6 @@ PROFILE ?= scale
 # The CPU build of torch is smaller: make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
 PIP_FLAGS ?=
 BIN := .venv/bin
-BWRAP := command -v bwrap >/dev/null || { echo "Tests run programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check scale-model clean
@@ -22,12 +21,10 @@ smoke: .venv/ready  ## every kind of stage, with no servers to start
 	$(BIN)/python -m flows full-paper
 
 test: .venv/ready
-	@$(BWRAP)
 	@echo "The tests of the code: 5 minutes on 2 cores."
 	$(BIN)/pytest $(IN_PARALLEL)
 
 test-orchestration: .venv/ready  ## flows on a Prefect server, what they compute with, deployments
-	@$(BWRAP)
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
 	@echo "Tests of flows and processes: 5 minutes on 2 cores."
 	$(BIN)/pytest tests/orchestration $(IN_PARALLEL)
@@ -61,8 +58,8 @@ clean:  ## the environment and all results of this checkout
 
 # torch by itself first: with everything at once pip weighs far more candidates
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-	  || { echo "$(PYTHON) is not Python 3.11 or 3.12: name one, as in make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' \
+	  || { echo "$(PYTHON) is not Python 3.11 to 3.14: name one, as in make PYTHON=python3.13 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Making the environment in .venv: about 3 minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt torch==2.13.0

