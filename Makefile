@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check scale-model clean
+.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-crash-once test-gpu check scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -32,7 +32,11 @@ test-orchestration: .venv/ready  ## flows on a Prefect server, what they compute
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }
 	@echo "Crash tests, one after the other: up to an hour on 2 cores."
-	$(BIN)/pytest tests/crash --timeout 900
+	$(BIN)/pytest tests/crash
+
+test-crash-once: .venv/ready  ## each kind of crash once
+	@echo "Each kind of crash once, one after the other: 8 minutes on 2 cores."
+	$(BIN)/pytest tests/crash -m once
 
 test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object store; its pages in a browser
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "MLflow runs on Postgres: apt-get install postgresql"; exit 1; }

@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+from cluster import HANG_SECONDS
 
 from lori.choices.hardware import Hardware
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
@@ -142,12 +143,12 @@ def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LORI_DIR", str(tmp_path))
     script = (
         "from tasks.engine.locks import FlockLocks; import time;"
-        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(60)"
+        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(10**6)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     assert other.stdout
     other.stdout.readline()
     assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
     threading.Timer(0.2, other.send_signal, [signal.SIGKILL]).start()
-    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=10)
+    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=HANG_SECONDS)
     other.wait()

@@ -96,6 +96,7 @@ def test_a_process_gives_what_this_one_gives_and_tells_how_far_it_is(inline: Han
     assert last["loss"] == pytest.approx(inline.metrics["final_loss"])
 
 
+@pytest.mark.once
 def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_the_next_one_ends_alike(
     inline: Handle, dataset: Handle, lori_dir: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_the_next_one_end
     assert steps == list(range(1, 31))
 
 
+@pytest.mark.once
 def test_a_killed_process_is_a_crash_that_says_so(dataset: Handle) -> None:
     heard = Heard(act=lambda process: process.kill())
     with pytest.raises(JobCrashed, match=r"train lori-d nlu: its process was killed by SIGKILL \(out of memory\?\)"):
@@ -161,6 +163,7 @@ def test_two_gpus_train_one_adapter_in_one_run(inline: Handle, dataset: Handle) 
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.once
 def test_of_two_processes_a_killed_one_is_a_crash_and_not_a_failure(dataset: Handle, rank: str) -> None:
     def kill(process: psutil.Process) -> None:
         (one,) = [each for each in process.children() if each.environ()["RANK"] == rank]
@@ -181,6 +184,7 @@ def weights(handle: Handle):
     return load_file(tracking.fetch(runtime, handle) / "adapter_model.safetensors")
 
 
+@pytest.mark.once
 def test_a_full_disk_is_named_and_a_run_with_room_succeeds(inline: Handle, dataset: Handle, tmp_path: Path) -> None:
     job_path, answer_path = tmp_path / "job.json", tmp_path / "answer.json"
     job_path.write_text(job_to_json(training("full", dataset)))

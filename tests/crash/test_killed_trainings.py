@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from lori.choices.profiles import PROFILES
 from lori.recipes.configs import data_config, train_config
 from tasks.engine.job_process import Listener, run_in_process
-from tasks.engine.jobs import Computed, Job, JobCrashed
-from tasks.results import Handle
+from tasks.engine.jobs import Computed, Job, JobCrashed, find_result
+from tasks.results import Handle, Runtime
 
 NUM_TRIALS, MIN_KILLS = 15, 20  # up to two kills each
 PROFILE_STEPS = 60
@@ -44,7 +44,7 @@ def training(experiment: str, dataset: Handle) -> Job:
         "lori-d nlu",
         train_config(PROFILE, "lori-d", "nlu", 0),
         {"dataset": dataset},
-        {"experiment": experiment},
+        Runtime(experiment=experiment),
     )
 
 
@@ -56,6 +56,12 @@ def dataset(running: Cluster) -> Handle:
 @pytest.fixture(scope="module")
 def undisturbed(running: Cluster, dataset: Handle) -> Computed:
     return run_in_process(training("undisturbed", dataset), IGNORED)
+
+
+def computed(job: Job) -> Computed:
+    """As a study would have it: what was saved before the kill is not computed again."""
+    found = find_result(job)
+    return Computed(found, 0.0) if found else run_in_process(job, IGNORED)
 
 
 def killed_after(step: int, seconds: float, job: Job, cluster: Cluster) -> Computed | None:
@@ -81,7 +87,9 @@ def killed_after(step: int, seconds: float, job: Job, cluster: Cluster) -> Compu
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("trial", range(NUM_TRIALS))
+@pytest.mark.parametrize(
+    "trial", [pytest.param(n, marks=pytest.mark.once if n < 2 else ()) for n in range(NUM_TRIALS)]
+)
 def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(
     trial: int, running: Cluster, dataset: Handle, undisturbed: Computed
 ) -> None:
@@ -92,7 +100,7 @@ def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(
         done = killed_after(step, RANDOM.uniform(0.0, MAX_SECONDS[step > 0]), job, running)
         num_killed += done is None
     NUM_KILLED.append(num_killed)
-    done = done or run_in_process(job, IGNORED)
+    done = done or computed(job)
     assert done.handle.sha256 == undisturbed.handle.sha256
     client = MlflowClient(running.mlflow_uri)
     experiment = client.get_experiment_by_name(f"trial-{trial}")

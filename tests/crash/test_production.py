@@ -115,7 +115,7 @@ def test_a_schedule_fires_and_its_run_is_computed_by_the_workers(installation: I
             runs = client.read_flow_runs(deployment_filter=same)
             return next((run for run in runs if run.state and run.state.is_final()), None)
 
-        run = wait_until(done, 600, "for a run of the schedule")
+        run = wait_until(done, "for a run of the schedule")
     assert run.created_by.type == "SCHEDULE"
     assert run.state.is_completed(), run.state.message
     client = MlflowClient(installation.mlflow)

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from cluster import HANG_SECONDS, wait_until
 from test_steps import DATA, EVALUATE, TRAIN
 
 from lori.config import MaskConfig
@@ -133,11 +133,4 @@ def test_workers_end_when_their_driver_is_killed() -> None:
     worker = psutil.Process(int(driver.stdout.readline()))
     driver.kill()
     driver.wait()
-    worker.wait(timeout=20)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+    worker.wait(timeout=HANG_SECONDS)

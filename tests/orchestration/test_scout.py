@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cluster import HANG_SECONDS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ParameterTypeError
@@ -321,7 +322,7 @@ def test_what_the_hub_offers_is_run_or_has_its_reason(
     environment = {**clean, **settings, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     command = [sys.executable, "-c", SCOUT]
     done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=120
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     answers = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("ROWS ")]
     assert len(answers) == 3, done.stderr[-3000:]

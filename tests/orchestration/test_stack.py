@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import HANG_SECONDS
 from stacks import processes_of, run_stack
 
 from flows.servers import services, stack
@@ -37,7 +38,7 @@ def test_free_ports_are_found_and_a_taken_one_is_named(taken_port: int, monkeypa
 
 def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_path: Path) -> None:
     process = run_stack("paper", directory=tmp_path, LORI_PREFECT_PORT=str(taken_port))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1
     assert output.startswith("lori: LORI_PREFECT_PORT=")
     assert "Traceback" not in output
@@ -57,7 +58,7 @@ def test_an_executor_that_cannot_work_is_said_before_anything_starts(
     environment: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     process = run_stack("paper", directory=tmp_path, **environment)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1
     assert output.startswith(sentence)
     assert not (tmp_path / "logs").exists()
