@@ -185,8 +185,9 @@ def test_a_server_that_is_not_there_is_one_clear_sentence() -> None:
 
 def test_a_server_that_hangs_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, never answers
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(tracking.TrackingUnavailable, match="MLFLOW_TRACKING_URI"):
-            tracking.ensure_store(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            tracking.ensure_store(uri)
 
 
 def test_a_server_of_something_else_is_not_taken_for_mlflow(server: tuple[str, Path]) -> None:
