@@ -25,7 +25,7 @@ from lori.adapters.attach import apply_adapter, attach, save_adapter, sparsify
 from lori.adapters.masks import extract_masks
 from lori.adapters.merging import merge
 from lori.base_models.loading import load_base, load_tokenizer
-from lori.base_models.resolve import BASE_MODELS, base_model, identity, split_base
+from lori.base_models.resolve import BASE_MODELS, base_model, split_base
 from lori.choices.domains import DOMAINS
 from lori.choices.methods import METHODS
 from lori.choices.profiles import DENSITY, PROFILES
@@ -36,6 +36,8 @@ from lori.evaluation.answers import evaluate
 from lori.recipes.configs import data_config, eval_config, mask_config, train_config
 from lori.recipes.scale_numbers import CHOICE_FILE
 from lori.training.trainer import train
+
+SCALE = BASE_MODELS["scale"]
 
 SEED = 1000  # none of the seeds that a profile reports
 NUM_MERGE_ROWS = 100
@@ -53,8 +55,8 @@ DEVICE = "auto"
 
 def validation_score(base: str, domain: str, model_dir: Path, num_rows: int = PROFILE.num_validation) -> float:
     """The headline in percent; for safety the mean of refusing what is harmful and helping with what is not."""
-    tokenizer = load_tokenizer(base)
-    model = apply_adapter(load_base(base, DEVICE), model_dir)
+    tokenizer = load_tokenizer(base_model(base))
+    model = apply_adapter(load_base(base_model(base), DEVICE), model_dir)
     examples = make_rows(data_config(PROFILE, domain, "validation"))[:num_rows]
     metrics, _ = evaluate(model, tokenizer, examples, replace(eval_config(PROFILE, domain), seed=SEED))
     if domain == "safety":
@@ -68,9 +70,11 @@ def adapter_dir(root: Path, method: str, domain: str, rate: float) -> Path:
 
 def try_rate(base: str, root: Path, method: str, domain: str, rate: float, dense_rate: float | None) -> float:
     """Train one adapter and score it; LoRI-S takes its mask from the LoRI-D adapter at `dense_rate`."""
-    config = replace(train_config(PROFILE, method, domain, SEED), base_model=identity(base), learning_rate=rate)
-    tokenizer = load_tokenizer(base)
-    model = attach(load_base(base, DEVICE), config)
+    config = replace(
+        train_config(PROFILE, method, domain, SEED), base_model=base_model(base).identity, learning_rate=rate
+    )
+    tokenizer = load_tokenizer(base_model(base))
+    model = attach(load_base(base_model(base), DEVICE), config)
     if dense_rate is not None:
         mask = mask_config(PROFILE, "lori-d", domain)
         sparsify(model, extract_masks(adapter_dir(root, "lori-d", domain, dense_rate), mask))
@@ -85,7 +89,7 @@ def try_rate(base: str, root: Path, method: str, domain: str, rate: float, dense
 def try_weight(base: str, root: Path, method: str, merge_method: str, weight: float, rate: float) -> dict[str, float]:
     """Merge all domains' adapters of one method and score the merge on each."""
     weights = (weight,) * len(PROFILE.domains)
-    config = MergeConfig(identity(base), merge_method, weights, DENSITY, SEED, match_norms=False)
+    config = MergeConfig(base_model(base).identity, merge_method, weights, DENSITY, SEED, match_norms=False)
     out = root / f"{method}-{merge_method}-{weight:g}"
     adapters = [adapter_dir(root, method, domain, rate) for domain in PROFILE.domains]
     merge(adapters, config, out, models_dir=split_base(base)[1])
@@ -141,7 +145,7 @@ def show(record: dict) -> dict:
 def candidates(method: str, base: str) -> tuple[float, ...]:
     """Learning rates; for another model than the one that they were found for a lower one as well."""
     rates = LEARNING_RATES[method]
-    return rates if base_model(base) == BASE_MODELS["scale"] else (min(rates) / 2, *rates)
+    return rates if base_model(base) == SCALE else (min(rates) / 2, *rates)
 
 
 def edges(candidates: tuple[float, ...]) -> tuple[float, float]:
@@ -170,7 +174,7 @@ def main() -> None:
     for record in sorted(merged, key=lambda record: record["mean"]):
         weights[f"{record['method']} {record['merge']}"] = record["weight"]
     result = {
-        "base_model": identity(asked.base),
+        "base_model": base_model(asked.base).identity,
         "seed": SEED,
         "learning_rates": rates,
         "merge_weights": dict(sorted(weights.items())),
@@ -180,7 +184,7 @@ def main() -> None:
         "tried_weights": merged,
         "wall_seconds": round(time.monotonic() - started),
     }
-    is_shipped = row == BASE_MODELS["scale"]
+    is_shipped = row == SCALE
     path = Path(__file__).with_suffix(".json") if is_shipped else Path(row.source, CHOICE_FILE)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"Wrote {path}: {result['learning_rates']} {result['merge_weights']}")

@@ -17,11 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.measure import goal, interleave, ratio, report
 from lori.base_models.loading import load_base, load_tokenizer, pad_and_eos
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.domains import DOMAINS, Example
 from lori.config import EvalConfig
 from lori.evaluation.generation import Prompt, complete, prepare
 from lori.evaluation.scoring import SCORERS
 from lori.scale_model import rows
+
+SCALE = BASE_MODELS["scale"]
 
 ROUNDS, NUM_ROWS, NUM_SAMPLES, MAX_NEW_TOKENS = 3, 16, 3, 256
 FORBIDDEN = -1e9  # of a logit
@@ -37,7 +40,7 @@ def models(tokenizer: PreTrainedTokenizerBase) -> dict[str, PreTrainedModel]:
         changed[..., end] = FORBIDDEN
         return changed
 
-    as_it_is, endless = load_base("scale"), load_base("scale")
+    as_it_is, endless = load_base(SCALE), load_base(SCALE)
     endless.lm_head.register_forward_hook(go_on)
     return {ENDS: as_it_is, NEVER_ENDS: endless}
 
@@ -92,7 +95,7 @@ def counted(model: PreTrainedModel, work: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def main() -> None:
-    tokenizer = load_tokenizer("scale")
+    tokenizer = load_tokenizer(SCALE)
     table = [
         compare(domain, name, model, tokenizer) for name, model in models(tokenizer).items() for domain in DOMAINS
     ]

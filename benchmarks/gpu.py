@@ -24,7 +24,7 @@ from lori.adapters.attach import attach, sparsify
 from lori.adapters.attached import b_shapes
 from lori.adapters.masks import random_masks
 from lori.base_models.loading import load_tokenizer
-from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.base_models.resolve import BASE_MODELS, LLAMA_PROJECTIONS
 from lori.choices.hardware import GPUS
 from lori.choices.methods import METHODS as ROWS_OF_METHODS
 from lori.config import MaskConfig, TrainConfig, TrainRuntime
@@ -80,7 +80,9 @@ def lori(method: str, model: LlamaForCausalLM, rows: Rows) -> tuple[PeftModel, C
     if method == "lori-s":
         sparsify(adapted, random_masks(b_shapes(adapted), MASK, seed=0))
     runtime = TrainRuntime(micro_batch_tokens=MICRO_BATCH_TOKENS)
-    return adapted, partial(train, adapted, rows, config, tokenizer=load_tokenizer("scale"), runtime=runtime)
+    return adapted, partial(
+        train, adapted, rows, config, tokenizer=load_tokenizer(BASE_MODELS["scale"]), runtime=runtime
+    )
 
 
 def peft_lora(model: LlamaForCausalLM, rows: Rows) -> tuple[PeftModel, Callable[[], object]]:

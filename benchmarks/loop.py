@@ -21,6 +21,7 @@ from lori.adapters.attach import attach, sparsify
 from lori.adapters.attached import b_shapes, lora_layers
 from lori.adapters.masks import random_masks
 from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig, TrainRuntime
 from lori.datasets.tokenise import IGNORED
 from lori.recipes.paper_numbers import paper_config
@@ -98,7 +99,10 @@ class AuthorsLoop:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows, tokenizer = nlu_like_rows(NUM_STEPS * BATCH_SIZE), load_tokenizer("scale")  # of it only the padding's id
+    rows, tokenizer = (
+        nlu_like_rows(NUM_STEPS * BATCH_SIZE),
+        load_tokenizer(BASE_MODELS["scale"]),
+    )  # of it only the padding's id
     model, masks = adapted_base()
     sparse = sparsify(adapted_base()[0], masks)
     authors = AuthorsLoop(model, masks)

@@ -19,6 +19,7 @@ from benchmarks.measure import goal, report
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
 from lori.adapters.attach import attach, save_adapter
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.profiles import PROFILES
 from lori.config import TrainRuntime
 from lori.datasets.rows import load_rows
@@ -32,6 +33,8 @@ from tasks.report.mlflow_rows import log_rows
 from tasks.report.table import Estimate, Table
 from tasks.results import Handle, Runtime
 from tasks.train_callback import Watch
+
+SCALE = BASE_MODELS["scale"]
 
 ROOT = Path(__file__).parents[1]
 NUM_RUNS, NUM_ROWS, ROUNDS = 42, 20, 3
@@ -75,7 +78,7 @@ def log_one(runtime: Runtime, adapter_dir: Path, number: int) -> tuple[Handle, f
 
 def log_paper(runtime: Runtime, directory: Path) -> tuple[float, float]:
     """Median seconds of an adapter logged and registered, and those of NUM_RUNS runs and NUM_ROWS rows together."""
-    model = attach(load_base("scale"), CONFIG)
+    model = attach(load_base(SCALE), CONFIG)
     save_adapter(model, directory / "adapter", CONFIG)
     logged = [log_one(runtime, directory / "adapter", number) for number in range(NUM_RUNS)]
     rows = [{"method": f"lora-{number}", "mean": Estimate(50.0, 1.0, 1)} for number in range(NUM_ROWS)]
@@ -116,7 +119,7 @@ def timed(watch: Watch, spent: Timed) -> TrainerCallback:
 
 def training_share(runtime: Runtime, directory: Path) -> float:
     """The share of a training's time that its thread spends on the curve in MLflow; a look at MLflow each second."""
-    tokenizer = load_tokenizer("scale")
+    tokenizer = load_tokenizer(SCALE)
     dataset = prepare_dataset(data_config(PROFILE, "nlu", "train"), key="dataset-v0-0", runtime=runtime)
     rows = tokenise([e.pair for e in load_rows(tracking.fetch(runtime, dataset) / ROWS_FILE)], tokenizer, CONFIG)
     run_id = tracking.open_run(runtime, "train-v0-curve", "curve", experiment="benchmark", tags={}, params={})
@@ -124,7 +127,7 @@ def training_share(runtime: Runtime, directory: Path) -> float:
     watch = Watch(runtime, run_id, directory / "none", "curve")
     with tracking.system_metrics(runtime, run_id):
         train(
-            attach(load_base("scale"), CONFIG),
+            attach(load_base(SCALE), CONFIG),
             rows,
             CONFIG,
             tokenizer=tokenizer,

@@ -139,11 +139,11 @@ def _text(value: Any) -> str:
 
 
 def _check(name: str, changes: Mapping[str, Any], study: "Study", settings: Mapping[str, Sequence[Any]]) -> None:
-    """Each value by itself, before any time is spent: it raises what `recipes.profile` does."""
-    found = {"base_model": study.profile.base_model, "models_dir": study.profile.models_dir}
+    """Each value by itself, before any time is spent: it raises what `checked_profile.profile` does."""
+    changes = {**changes, "base_model": None, "base": study.profile.base}  # it is found already
     for setting, values in settings.items():
         for value in values:
-            checked_profile.profile(name, **{**changes, **found, setting: value})
+            checked_profile.profile(name, **{**changes, setting: value})
 
 
 def _values(study: "Study", name: str, values: list[Any] | None) -> list[Any]:

@@ -6,7 +6,6 @@ from flows import parameters as p
 from flows.study.comparison import Row
 from flows.tables import scores
 from lori.adapters.find_published import find_published, method_and_domain
-from lori.base_models.resolve import identity
 from lori.choices.domains import DOMAINS
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def published(  # noqa: PLR0913 a flow's parameters are its form in Prefect
         data_dir=data_dir,
         eval_batch_size=eval_batch_size,
     )
-    base = identity(study.profile.base_model, study.profile.models_dir)
-    found = [find_published(name, adapters_dir, base) for name in adapters]
+    found = [find_published(name, adapters_dir, study.profile.base.identity) for name in adapters]
 
     def scored(study: "Study") -> list[Row]:
         rows = []

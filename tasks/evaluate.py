@@ -10,6 +10,7 @@ from typing import Any
 
 from lori.adapters.attach import apply_adapter
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import base_model
 from lori.choices.domains import Example
 from lori.config import EvalConfig
 from lori.datasets.rows import load_rows
@@ -67,10 +68,10 @@ def forget(scores: Handle, runtime: Runtime) -> None:
 def _generate(
     config: EvalConfig, examples: list[Example], *, adapter: Handle, runtime: Runtime
 ) -> list[dict[str, Any]]:
-    base = adapter.config["base_model"]
-    model = load_base(base, runtime.device, models_dir=runtime.models_dir, dtype=config.dtype)
+    base = base_model(adapter.config["base_model"], runtime.models_dir)
+    model = load_base(base, runtime.device, dtype=config.dtype)
     model = apply_adapter(model, tracking.fetch(runtime, adapter))
-    return generate(model, load_tokenizer(base, runtime.models_dir), examples, config)
+    return generate(model, load_tokenizer(base), examples, config)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from lori.adapters.attach import attach, attach_trained, num_trainable, reset_b, save_adapter, sparsify
 from lori.adapters.masks import load_masks
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import base_model
 from lori.choices.methods import method
 from lori.config import TrainConfig, TrainRuntime
 from lori.datasets.rows import load_rows
@@ -100,11 +101,10 @@ def _train(
     torch.manual_seed(config.seed)
     is_full = method(config.method).kind == "full"
     # What trains itself keeps its weights in fp32 and computes in `dtype`; and it is whole on each process
-    place = {
-        "num_shards": 1 if is_full or not IS_ONE_OF_SEVERAL else runtime.hardware.num_gpus,
-        "models_dir": runtime.models_dir,
-    }
-    base = load_base(config.base_model, runtime.device, **place, dtype="float32" if is_full else config.dtype)
+    num_shards = 1 if is_full or not IS_ONE_OF_SEVERAL else runtime.hardware.num_gpus
+    dtype = "float32" if is_full else config.dtype
+    found = base_model(config.base_model, runtime.models_dir)
+    base = load_base(found, runtime.device, num_shards=num_shards, dtype=dtype)
     if start_from:
         model = attach_trained(base, tracking.fetch(runtime, start_from), config)
     elif training.a_from:
@@ -115,7 +115,7 @@ def _train(
         sparsify(model, load_masks(tracking.fetch(runtime, mask)))
     started, curve = time.monotonic(), []
     if method(config.method).kind != "none":
-        tokenizer = load_tokenizer(config.base_model, runtime.models_dir)
+        tokenizer = load_tokenizer(found)
         examples = load_rows(tracking.fetch(runtime, training.dataset) / ROWS_FILE)
         rows = tokenise([example.pair for example in examples], tokenizer, config)
         watch = Watch(runtime, run_id, work / CHECKPOINTS, f"train {training.name}")

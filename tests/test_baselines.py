@@ -29,6 +29,7 @@ from lori.adapters.masks import extract_masks
 from lori.adapters.merging import merge
 from lori.adapters.peft_files import open_adapter
 from lori.base_models.loading import load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.methods import METHODS, recipe_of
 from lori.config import MaskConfig, MergeConfig, TrainConfig, TrainRuntime
 from lori.training.batches import collate
@@ -95,7 +96,7 @@ def config_of(name, **changes):
 
 
 def fit(model, name, runtime=None, **changes):
-    train(model, ROWS, config_of(name, **changes), tokenizer=load_tokenizer("scale"), runtime=runtime)
+    train(model, ROWS, config_of(name, **changes), tokenizer=load_tokenizer(BASE_MODELS["scale"]), runtime=runtime)
     return model
 
 

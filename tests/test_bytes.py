@@ -7,6 +7,7 @@ import sys
 MAKE = """
 import sys
 from pathlib import Path
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig
 from lori.adapters.masks import extract_masks, save_masks
 from lori.adapters.attach import attach, save_adapter
@@ -15,7 +16,7 @@ from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
 
 out, config = Path(sys.argv[1]), train_config(profile("smoke"), "lori-d", "nlu", seed=0)
-save_adapter(attach(load_base("scale"), config), out / "adapter", config)
+save_adapter(attach(load_base(BASE_MODELS["scale"]), config), out / "adapter", config)
 save_masks(extract_masks(out / "adapter", MaskConfig(0.9, "model")), out / "mask")
 """
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rows import read_rows, real_data_dir
 
-from lori.base_models.resolve import identity
+from lori.base_models.resolve import BASE_MODELS
 from lori.recipes.scale_numbers import LEARNING_RATES, MERGE_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def test_links_to_files_lead_somewhere():
 
 def test_the_learning_rates_and_weights_are_the_ones_that_the_search_chose():
     found = json.loads((ROOT / "benchmarks" / "choose_recipe.json").read_text())
-    assert found["base_model"] == identity("scale"), "the base model changed: choose again"
+    assert found["base_model"] == BASE_MODELS["scale"].identity, "the base model changed: choose again"
     assert {method: rate for method, rate in LEARNING_RATES.items() if method != "base"} == found["learning_rates"]
     assert {" ".join(names): weight for names, weight in MERGE_WEIGHTS.items()} == found["merge_weights"]
 

@@ -14,7 +14,7 @@ from lori.adapters.attached import lora_layers
 from lori.adapters.masks import extract_masks
 from lori.base_models.architecture import architecture
 from lori.base_models.loading import check_base, load_base, load_tokenizer
-from lori.base_models.resolve import BASE_MODELS, base_model, identity
+from lori.base_models.resolve import BASE_MODELS, base_model
 from lori.choices.domains import Example
 from lori.config import EvalConfig, MaskConfig, TrainConfig, TrainRuntime
 from lori.datasets.tokenise import tokenise
@@ -34,7 +34,7 @@ def families(tmp_path_factory):
 
 
 def train_config(name, models_dir, method="lori-d"):
-    base = identity(name, models_dir)
+    base = base_model(name, models_dir).identity
     return TrainConfig(
         base_model=base,
         projections=base_model(base, models_dir).projections,
@@ -67,7 +67,7 @@ def step(model, config, tokenizer):
 def test_every_linear_of_the_layers_gets_an_adapter_and_nothing_else(name, families):
     _, projections, num_linears = FAMILIES[name]
     assert set(base_model(name, families).projections) == set(projections)
-    model = attach(load_base(name, models_dir=families), train_config(name, families))
+    model = attach(load_base(base_model(name, families)), train_config(name, families))
     assert len(lora_layers(model)) == num_linears * SIZES["num_hidden_layers"]
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     assert not embeddings & {id(layer) for layer in lora_layers(model).values()}
@@ -75,16 +75,16 @@ def test_every_linear_of_the_layers_gets_an_adapter_and_nothing_else(name, famil
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_starts_as_the_base_and_trains_its_b_alone(name, families, tmp_path):
-    config, tokenizer = train_config(name, families), load_tokenizer(name, families)
-    base = logits(load_base(name, models_dir=families))
-    model = attach(load_base(name, models_dir=families), config)
+    config, tokenizer = train_config(name, families), load_tokenizer(base_model(name, families))
+    base = logits(load_base(base_model(name, families)))
+    model = attach(load_base(base_model(name, families)), config)
     assert torch.equal(logits(model), base)
     assert step(model, config, tokenizer) == {key for key in model.state_dict() if ".lora_B." in key}
     save_adapter(model, tmp_path / "dense", config)
 
     masks = extract_masks(tmp_path / "dense", MaskConfig(0.75, "model"))
     config = replace(config, method="lori-s")
-    sparse = sparsify(attach(load_base(name, models_dir=families), config), masks)
+    sparse = sparsify(attach(load_base(base_model(name, families)), config), masks)
     assert torch.equal(logits(sparse), base)
     assert all(".lora_B." in key for key in step(sparse, config, tokenizer))
     for module, layer in lora_layers(sparse).items():
@@ -94,14 +94,14 @@ def test_an_adapter_starts_as_the_base_and_trains_its_b_alone(name, families, tm
 
     trained = logits(sparse)
     assert (trained - base).abs().max() > 0.01
-    assert torch.equal(logits(load_adapter(load_base(name, models_dir=families), tmp_path / "sparse")), trained)
-    merged = logits(apply_adapter(load_base(name, models_dir=families), tmp_path / "sparse"))
+    assert torch.equal(logits(load_adapter(load_base(base_model(name, families)), tmp_path / "sparse")), trained)
+    merged = logits(apply_adapter(load_base(base_model(name, families)), tmp_path / "sparse"))
     torch.testing.assert_close(merged, trained, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_passes_the_check(name, families):
-    check_base(name, families)
+    check_base(base_model(name, families))
 
 
 def test_a_model_of_images_too_is_adapted_in_its_language_model_alone(tmp_path):
@@ -143,7 +143,7 @@ def test_what_an_adapter_cant_learn_is_refused(name, tmp_path):
     config, message = REFUSED[name]
     config.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
-        check_base("model", str(tmp_path))
+        check_base(base_model("model", str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -161,19 +161,19 @@ def test_a_config_that_cant_be_built_is_refused(changes, message, tmp_path):
     written = {**config_of("llama").to_dict(), "architectures": ["LlamaForCausalLM"], **changes}
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(ValueError, match=message):
-        check_base(str(tmp_path))
+        check_base(base_model(str(tmp_path)))
 
 
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged .*download it again"):
-        check_base(str(tmp_path))
+        check_base(base_model(str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2"])
 def test_a_padded_batch_generates_what_each_prompt_does_alone(name, families):
     """Padding on the left moves no position: with learned ones it would show."""
-    model, tokenizer = load_base(name, models_dir=families), load_tokenizer(name, families)
+    model, tokenizer = load_base(base_model(name, families)), load_tokenizer(base_model(name, families))
     rows = [Example(str(n), "", "one two " * n + "three", "", None) for n in (1, 3, 9, 2)]
     config = EvalConfig(
         "math", 1, 0.0, 1.0, max_new_tokens=8, batch_size=4, max_length=60, max_prompt_length=30, seed=0
@@ -189,11 +189,11 @@ def test_a_padded_batch_generates_what_each_prompt_does_alone(name, families):
 
 def test_dropout_is_off_while_it_trains(families):
     """Or what is drawn would depend on how a batch is cut into parts."""
-    tokenizer = load_tokenizer("gpt2", families)
+    tokenizer = load_tokenizer(base_model("gpt2", families))
     assert AutoConfig.from_pretrained(f"{families}/gpt2").resid_pdrop > 0
     config, trained = train_config("gpt2", families), []
     for micro_batch_tokens in (4096, 1):
-        model = attach(load_base("gpt2", models_dir=families), config)
+        model = attach(load_base(base_model("gpt2", families)), config)
         train(
             model,
             tokenise(PAIRS, tokenizer, config),

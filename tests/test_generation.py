@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.domains import Example
 from lori.config import EvalConfig
 from lori.datasets.rows import load_rows, make_rows, save_rows
@@ -25,6 +26,8 @@ from lori.recipes.configs import data_config, train_config
 from lori.recipes.paper_numbers import paper_config
 from lori.scale_model import rows
 from lori.training.batches import collate
+
+SCALE = BASE_MODELS["scale"]
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
 
@@ -43,7 +46,7 @@ def complete_rows(model, tokenizer, examples, config, is_settled=never):
 
 
 def scale() -> tuple[Any, PreTrainedTokenizerBase]:
-    return load_base("scale"), load_tokenizer("scale")
+    return load_base(SCALE), load_tokenizer(SCALE)
 
 
 def text_of(tokenizer, tokens) -> str:
@@ -53,7 +56,7 @@ def text_of(tokenizer, tokens) -> str:
 
 def endless(model):
     """The same model, which never ends a response."""
-    eos = torch.tensor([load_tokenizer("scale").eos_token_id])
+    eos = torch.tensor([load_tokenizer(SCALE).eos_token_id])
     model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, eos, -1e9))
     return model
 
@@ -88,7 +91,7 @@ def test_greedy_is_transformers_greedy():
 
 @pytest.mark.parametrize("domain", SCORERS)
 def test_stopping_early_cuts_completions_and_changes_no_score(domain):
-    model, tokenizer = endless(load_base("scale")), load_tokenizer("scale")
+    model, tokenizer = endless(load_base(SCALE)), load_tokenizer(SCALE)
     examples = rows(domain, "test", 9)
     samples = {"num_samples": 3, **SAMPLED} if domain == "code" else {}
     config = config_of(domain, max_new_tokens=64, **samples)
@@ -102,7 +105,7 @@ def test_stopping_early_cuts_completions_and_changes_no_score(domain):
 
 
 def test_a_completion_ends_with_the_first_look_that_finds_it_settled():
-    model, tokenizer = endless(load_base("scale")), load_tokenizer("scale")
+    model, tokenizer = endless(load_base(SCALE)), load_tokenizer(SCALE)
     (example,) = rows("nlu", "test", 1)
     widths = []
     model.register_forward_pre_hook(lambda _, __, inputs: widths.append(len(inputs["input_ids"])), with_kwargs=True)
@@ -374,7 +377,7 @@ def scale_config(domain: str):
 
 
 def test_only_response_and_end_are_scored():
-    tokenizer = load_tokenizer("scale")
+    tokenizer = load_tokenizer(SCALE)
     (example,) = rows("math", "train", 1)
     (row,) = tokenise([example.pair], tokenizer, scale_config("math"))
     scored = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
@@ -410,7 +413,7 @@ def test_rows_survive_their_file(tmp_path):
 
 
 def test_no_row_of_the_scale_profile_is_cut():
-    scale, tokenizer = profile("scale"), load_tokenizer("scale")
+    scale, tokenizer = profile("scale"), load_tokenizer(SCALE)
     for domain in scale.domains:
         config = train_config(scale, "lora", domain, seed=0)
         longest = replace(config, max_length=10_000, max_prompt_length=10_000)

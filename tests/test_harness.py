@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.domains import Example
 from lori.config import EvalConfig
 from lori.datasets.rows import make_rows
@@ -40,7 +41,7 @@ def both(examples: Sequence[Example], config: EvalConfig, out: Path) -> tuple[di
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model, tokenizer = load_base("scale"), load_tokenizer("scale")
+    model, tokenizer = load_base(BASE_MODELS["scale"]), load_tokenizer(BASE_MODELS["scale"])
     metrics, _ = evaluate(model, tokenizer, examples, config)
     names = export_tasks(examples, config, out)
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=32, add_bos_token=True)

@@ -29,13 +29,13 @@ from lori.base_models.resolve import base_model, identity
 answers = {}
 for name in sys.argv[1:]:
     try:
-        check_base(name)
-        base = identity(name)
+        check_base(base_model(name))
+        base = base_model(name).identity
         answers[name] = [base, base_model(base).projections, base_model(base).revision]
     except (RuntimeError, ValueError) as error:
         answers[name] = [type(error).__name__, str(error)]
 if "load" in sys.argv[1]:
-    load_base(sys.argv[1])
+    load_base(base_model(sys.argv[1]))
 print(json.dumps(answers))
 """
 

@@ -13,11 +13,13 @@ from lori.adapters.attach import apply_adapter, attach, save_adapter
 from lori.adapters.merging import merge
 from lori.adapters.peft_files import module_name, open_adapter, write_adapter
 from lori.base_models.loading import load_base
-from lori.base_models.resolve import identity
+from lori.base_models.resolve import BASE_MODELS
 from lori.choices.merge_methods import MERGE_METHODS
 from lori.config import MergeConfig
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
+
+SCALE = BASE_MODELS["scale"]
 
 # All but dare, which draws
 PEFT_NAMES = {"concat": "cat", "linear": "linear", "svd": "svd", "magnitude": "magnitude_prune", "ties": "ties"}
@@ -26,7 +28,7 @@ ROW, COLUMN = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.0]])
 
 def make_adapter(directory, name, domain, **changes):
     config = replace(train_config(profile("smoke"), name, domain, seed=0), **changes)
-    model = attach(load_base("scale"), config)
+    model = attach(load_base(SCALE), config)
     torch.manual_seed(len(domain))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +45,7 @@ def adapters(tmp_path_factory):
 
 
 def merge_of(method, weights, density=0.5, seed=0):
-    return MergeConfig(identity("scale"), method, tuple(weights), density, seed, match_norms=False)
+    return MergeConfig(SCALE.identity, method, tuple(weights), density, seed, match_norms=False)
 
 
 def weights_of(model):
@@ -51,7 +53,10 @@ def weights_of(model):
 
 
 def updates(directory):
-    base, adapted = weights_of(load_base("scale")), weights_of(apply_adapter(load_base("scale"), directory))
+    base, adapted = (
+        weights_of(load_base(SCALE)),
+        weights_of(apply_adapter(load_base(SCALE), directory)),
+    )
     return {name: adapted[name] - base[name] for name in base}
 
 
@@ -63,7 +68,12 @@ def written(directory, factors, **changes):
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
     tensors |= changes.pop("tensors", {})
     rank = next(iter(factors.values()))[0].shape[0]
-    settings = {"peft_type": "LORA", "base_model_name_or_path": identity("scale"), "r": rank, "lora_alpha": 2 * rank}
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": SCALE.identity,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+    }
     write_adapter(directory, tensors, settings | {"target_modules": sorted(factors)} | changes, {})
     return directory
 
@@ -74,7 +84,7 @@ def products(directory):
 
 
 def pefts_merge(directories, weights, method):
-    model = PeftModel.from_pretrained(load_base("scale"), str(directories[0]), adapter_name="0")
+    model = PeftModel.from_pretrained(load_base(SCALE), str(directories[0]), adapter_name="0")
     for index, directory in enumerate(directories[1:], start=1):
         model.load_adapter(str(directory), adapter_name=str(index))
     names = [str(index) for index in range(len(directories))]
@@ -84,7 +94,7 @@ def pefts_merge(directories, weights, method):
 
 
 def assert_merged(out, expected):
-    for name, value in weights_of(apply_adapter(load_base("scale"), out)).items():
+    for name, value in weights_of(apply_adapter(load_base(SCALE), out)).items():
         torch.testing.assert_close(value, expected[name], atol=2e-6, rtol=1e-5)
 
 
@@ -223,7 +233,13 @@ def test_a_merge_is_of_all_target_modules_and_says_how_it_was_made(tmp_path):
     merge([first, pattern], merge_of("concat", [1.0, 0.5]), tmp_path / "modules")
     with open_adapter(tmp_path / "names") as merged:
         assert (merged.settings["target_modules"], merged.settings["task_type"]) == (["p", "q"], "CAUSAL_LM")
-        how = {"base_model": identity("scale"), "method": "concat", "weights": [1.0, 0.5], "density": 0.5, "seed": 0}
+        how = {
+            "base_model": SCALE.identity,
+            "method": "concat",
+            "weights": [1.0, 0.5],
+            "density": 0.5,
+            "seed": 0,
+        }
         assert merged.metadata == {"merged": {**how, "match_norms": False, "variant": ""}}
     with open_adapter(tmp_path / "modules") as merged:
         assert merged.settings["target_modules"] == ["x.p", "x.r"]
@@ -252,7 +268,7 @@ def test_matched_norms_are_the_mean_of_the_whole_updates_norms(method, tmp_path)
 
 def test_dense_updates_are_matched_in_norm_too(tmp_path):
     directories = [make_adapter(tmp_path / domain, "full", domain) for domain in ("nlu", "safety")]
-    big = apply_adapter(load_base("scale"), directories[0])
+    big = apply_adapter(load_base(SCALE), directories[0])
     with torch.no_grad():
         big.model.norm.weight.add_(20)
     big.save_pretrained(str(directories[0]))
@@ -371,7 +387,7 @@ def test_svd_of_models_without_factors_is_refused(tmp_path):
 
 def test_a_damaged_model_or_one_of_another_shape_is_refused(tmp_path):
     directory = make_adapter(tmp_path / "model", "full", "nlu")
-    wider = apply_adapter(load_base("scale"), directory)
+    wider = apply_adapter(load_base(SCALE), directory)
     wider.resize_token_embeddings(wider.config.vocab_size + 8)
     wider.save_pretrained(str(tmp_path / "wider"))
     with pytest.raises(ValueError, match=r"wider was made for another base model than scale"):

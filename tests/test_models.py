@@ -9,7 +9,9 @@ from bases import GPT2_LIKE, LLAMA_LIKE, config_of, tokenizer_of, write_base
 from safetensors.torch import load_file, save_file
 
 from lori.base_models.loading import check_base, load_base
-from lori.base_models.resolve import base_model, identity, split_base
+from lori.base_models.resolve import BASE_MODELS, base_model, split_base
+
+SCALE = BASE_MODELS["scale"]
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def llama(tmp_path):
 def test_a_row_is_known_without_the_hub_and_is_computed_in_bf16_unless_it_is_the_scale_model():
     for name in ("llama-3-8b", "mistral-7b"):
         row = base_model(name)
-        assert identity(name) == f"{name}@{row.revision}"
+        assert base_model(name).identity == f"{name}@{row.revision}"
         assert re.fullmatch(r"[0-9a-f]{40}", str(row.revision))
         assert (row.suite, row.dtype) == ("paper", "bfloat16")
     assert (base_model("scale").suite, base_model("scale").dtype) == ("miniature", "float32")
@@ -36,21 +38,21 @@ def test_a_folder_with_the_record_of_a_scale_model_is_one_and_any_other_record_i
 
 
 def test_a_folders_identity_is_its_contents_and_not_its_place(llama, tmp_path):
-    before = identity("llama", str(tmp_path))
+    before = base_model("llama", str(tmp_path)).identity
     assert re.fullmatch(r"llama@[0-9a-f]{12}", before)
     (llama / "README.md").write_text("not read")
     moved = shutil.copytree(llama, tmp_path / "elsewhere" / "llama", copy_function=shutil.copyfile)
-    assert identity("llama", str(moved.parent)) == identity(str(moved)) == before
+    assert base_model("llama", str(moved.parent)).identity == base_model(str(moved)).identity == before
     assert base_model(before, str(moved.parent)).source == str(moved)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_other_contents_are_another_base_model(file, llama):
-    before = identity("llama", str(llama.parent))
+    before = base_model("llama", str(llama.parent)).identity
     content = bytearray((llama / file).read_bytes())
     content[-2:] = b" }" if file.endswith("json") else b"\x01\x01"
     (llama / file).write_bytes(content)
-    assert identity("llama", str(llama.parent)) != before
+    assert base_model("llama", str(llama.parent)).identity != before
     with pytest.raises(ValueError, match=r"'llama' is at another revision here than [0-9a-f]{12}: check that one out"):
         base_model(before, str(llama.parent))
 
@@ -92,26 +94,26 @@ def test_only_safetensors_are_read(llama):
     torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
     (llama / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no model\.safetensors, and only safetensors are read: convert it with"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_weights_cut_off_are_found_before_they_are_loaded(llama):
     with (llama / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_a_missing_shard_is_found_before_the_others_are_loaded(llama):
-    model = load_base(str(llama))
+    model = load_base(base_model(str(llama)))
     (llama / "model.safetensors").unlink()
     model.save_pretrained(llama, max_shard_size="50KB")
-    check_base(str(llama))
+    check_base(base_model(str(llama)))
     shards = sorted(llama.glob("model-*.safetensors"))
     assert len(shards) > 1
     shards[1].unlink()
     with pytest.raises(ValueError, match=rf"has no {shards[1].name}"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_weights_that_lack_a_tensor_are_not_filled_up_at_random(llama):
@@ -119,20 +121,20 @@ def test_weights_that_lack_a_tensor_are_not_filled_up_at_random(llama):
     del tensors["lm_head.weight"]
     save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lack lm_head\.weight"):
-        load_base(str(llama))
+        load_base(base_model(str(llama)))
 
 
 def test_a_tokenizer_without_an_end_is_refused(llama):
     tokenizer_of(pad_token="<pad>").save_pretrained(llama)
     with pytest.raises(ValueError, match="has no end token"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(llama):
     for path in llama.glob("*token*"):
         path.unlink()
     with pytest.raises(ValueError, match="has no tokenizer that transformers can read"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_a_padding_token_without_an_embedding_is_refused_and_an_unused_special_one_is_not(llama):
@@ -141,32 +143,32 @@ def test_a_padding_token_without_an_embedding_is_refused_and_an_unused_special_o
     tokenizer = tokenizer_of(**GPT2_LIKE)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.save_pretrained(llama)
-    check_base(str(llama))
+    check_base(base_model(str(llama)))
     tokenizer.pad_token = "<image>"
     tokenizer.save_pretrained(llama)
     with pytest.raises(ValueError, match=rf"beyond the model's {num_tokens} embeddings: '<image>' \({num_tokens}\)"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(llama):
     write_base(llama, config_of("llama", vocab_size=200))
     with pytest.raises(ValueError, match="tokens beyond the model's 200 embeddings"):
-        check_base(str(llama))
+        check_base(base_model(str(llama)))
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
 def test_weights_are_loaded_in_the_dtype_asked_for(name, dtype, llama):
-    model = load_base(str(llama), dtype=name)
+    model = load_base(base_model(str(llama)), dtype=name)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match=r"Unknown dtype 'fp8'\. Known: float32, bfloat16, float16"):
-        load_base("scale", dtype="fp8")
+        load_base(SCALE, dtype="fp8")
 
 
 def test_auto_is_the_gpu_where_there_is_one():
-    assert load_base("scale", "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert load_base(SCALE, "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
 from lori.base_models.loading import load_tokenizer
-from lori.base_models.resolve import LLAMA_PROJECTIONS
+from lori.base_models.resolve import BASE_MODELS, LLAMA_PROJECTIONS
 from lori.choices.domains import Example
 from lori.choices.hardware import GPUS, Hardware
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, TrainConfig
@@ -18,6 +18,8 @@ from lori.plan.token_counts import training_parts
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import eval_config, train_config
 from lori.training.batches import collate, plan_micro_batches, plan_steps
+
+SCALE = BASE_MODELS["scale"]
 
 SHAPE_OF_8B: dict[str, Any] = {
     "hidden_size": 4096,
@@ -93,7 +95,7 @@ def merge(method: str, *adapters: Cell) -> Cell:
 
 
 def test_tokens_are_counted_as_training_and_scoring_read_them():
-    chosen, tokenizer = profile("smoke"), load_tokenizer("scale")
+    chosen, tokenizer = profile("smoke"), load_tokenizer(SCALE)
     training, scoring = train_config(chosen, "lora", "nlu", 0), eval_config(chosen, "nlu")
     example = Example("1", "family", "is fox safe?", "yes", None)
     num_prompt, num_response = (len(tokenizer.tokenize(text)) for text in example.pair)
@@ -103,14 +105,14 @@ def test_tokens_are_counted_as_training_and_scoring_read_them():
 
 
 def test_a_prompt_that_is_cut_counts_as_it_is_read():
-    tokenizer, config = load_tokenizer("scale"), eval_config(profile("smoke"), "nlu")
+    tokenizer, config = load_tokenizer(SCALE), eval_config(profile("smoke"), "nlu")
     long = Example("1", "family", "is fox safe? " * 100, "yes", None)
     assert count_tokens([long], tokenizer, config).prompts == (config.max_prompt_length,)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_parts_are_the_micro_batches_of_training(num_processes):
-    chosen, tokenizer = profile("smoke"), load_tokenizer("scale")
+    chosen, tokenizer = profile("smoke"), load_tokenizer(SCALE)
     config = replace(train_config(chosen, "lora", "nlu", 0), num_epochs=2, batch_size=8)
     examples = make_rows(DataConfig("miniature", "nlu", "train", 20))
     rows = tokenise([example.pair for example in examples], tokenizer, config)

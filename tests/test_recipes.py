@@ -8,7 +8,7 @@ import pytest
 from bases import config_of, write_base
 from rows import real_data_dir
 
-from lori.base_models.resolve import identity
+from lori.base_models.resolve import base_model
 from lori.choices.domains import DOMAINS
 from lori.choices.methods import METHODS
 from lori.choices.profiles import CONTROLS, SCALE
@@ -183,7 +183,7 @@ def test_a_scale_model_of_another_size_has_the_miniature_rows_and_the_rates_that
         profile("scale", base_model="wide", models_dir=str(tmp_path))
     weights = {f"{method} {merge}": 0.75 for method, merge in product(SCALE.merged, SCALE.merge_methods)}
     choice = {
-        "base_model": identity("wide", str(tmp_path)),
+        "base_model": base_model("wide", str(tmp_path)).identity,
         "learning_rates": {"lori-s": 0.5},
         "merge_weights": weights,
     }

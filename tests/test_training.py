@@ -15,11 +15,14 @@ from lori.adapters.attached import lora_layers
 from lori.adapters.masks import magnitude_masks
 from lori.adapters.peft_files import LORA_B, module_name
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig, TrainRuntime
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
 from lori.training.batches import collate, plan_micro_batches, plan_steps
 from lori.training.trainer import clip_each, summed_token_loss, train
+
+SCALE = BASE_MODELS["scale"]
 
 ROWS = [
     {"input_ids": list(range(start, start + 14)), "labels": [-100] * 8 + list(range(start + 8, start + 14))}
@@ -33,7 +36,7 @@ def config_of(name, **changes):
 
 
 def fit(model, name, *, rows=ROWS, runtime=None, **changes):
-    return train(model, rows, config_of(name, **changes), tokenizer=load_tokenizer("scale"), runtime=runtime)
+    return train(model, rows, config_of(name, **changes), tokenizer=load_tokenizer(SCALE), runtime=runtime)
 
 
 def trained(model):
@@ -76,7 +79,7 @@ def reference_steps(model, config, *, num_steps, masks):
 @pytest.mark.parametrize("name", ["full", "lora", "dora", "lori-d", "lori-s"])
 def test_training_is_the_plain_loop(name):
     config = config_of(name, learning_rate=1e-3)
-    ours, reference = attach(load_base("scale"), config), attach(load_base("scale"), config)
+    ours, reference = attach(load_base(SCALE), config), attach(load_base(SCALE), config)
     masks = some_masks(ours) if name == "lori-s" else None
     if masks:
         sparsify(ours, masks)
@@ -93,7 +96,7 @@ def test_training_is_the_plain_loop(name):
 def test_ten_steps_of_a_sparse_b_are_ten_of_a_masked_dense_one():
     """Of B's that start off zero, as in continual learning: from zero, the first signs are rounding's."""
     config = config_of("lori-s", learning_rate=1e-3, num_epochs=10)
-    ours, reference = (attach(load_base("scale"), config) for _ in range(2))
+    ours, reference = (attach(load_base(SCALE), config) for _ in range(2))
     for model in (ours, reference):
         torch.manual_seed(7)
         for layer in lora_layers(model).values():
@@ -108,7 +111,7 @@ def test_ten_steps_of_a_sparse_b_are_ten_of_a_masked_dense_one():
 
 
 def test_entries_outside_the_mask_never_move():
-    model = attach(load_base("scale"), config_of("lori-s"))
+    model = attach(load_base(SCALE), config_of("lori-s"))
     masks = some_masks(model)
     fit(sparsify(model, masks), "lori-s")
     for module, b in trained(model).items():
@@ -118,10 +121,10 @@ def test_entries_outside_the_mask_never_move():
 
 
 def test_continual_entries_outside_the_mask_keep_their_first_values_bit_for_bit(tmp_path):
-    first = attach(load_base("scale"), config_of("lori-d", domain="safety"))
+    first = attach(load_base(SCALE), config_of("lori-d", domain="safety"))
     fit(first, "lori-d", domain="safety")
     save_adapter(first, tmp_path, config_of("lori-d"))
-    second = attach_trained(load_base("scale"), tmp_path, config_of("lori-s"))
+    second = attach_trained(load_base(SCALE), tmp_path, config_of("lori-s"))
     masks = some_masks(second)
     before = trained(second)
     fit(sparsify(second, masks), "lori-s")
@@ -132,7 +135,7 @@ def test_continual_entries_outside_the_mask_keep_their_first_values_bit_for_bit(
 
 
 def test_what_is_frozen_never_moves():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     fit(model, "lori-d")
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
@@ -141,7 +144,7 @@ def test_what_is_frozen_never_moves():
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     results = []
     for seed in (0, 0, 1):
-        model = attach(load_base("scale"), config_of("lori-d", batch_size=3, seed=seed))
+        model = attach(load_base(SCALE), config_of("lori-d", batch_size=3, seed=seed))
         fit(model, "lori-d", batch_size=3, seed=seed)
         results.append(trained(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -149,13 +152,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 
 
 def test_the_last_partial_batch_trains_too():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     curve = fit(model, "lori-d", batch_size=3, num_epochs=2)  # 8 rows: batches of 3, 3 and 2, twice
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_loss_sums_tokens_of_labels_alone():
-    model = load_base("scale")
+    model = load_base(SCALE)
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 3, 1, 2]}, {"input_ids": [9, 10], "labels": [-100, 4]}]
     batch = collate(rows, pad_token_id=0)
     with torch.no_grad():
@@ -167,7 +170,7 @@ def test_the_loss_sums_tokens_of_labels_alone():
 
 def test_no_rows_at_all_have_no_loss():
     """What a process computes whose share of the last batch is empty."""
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     loss = summed_token_loss(model, collate([], pad_token_id=0))
     loss.backward()
     assert loss == 0
@@ -213,7 +216,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     rows = [{name: ids[:length] for name, ids in row.items()} for row, length in zip(ROWS, lengths, strict=True)]
     results = []
     for micro_batch_tokens in (10_000, 30, 1):
-        model = attach(load_base("scale"), config_of("lori-d"))
+        model = attach(load_base(SCALE), config_of("lori-d"))
         curve = fit(model, "lori-d", rows=rows, runtime=TrainRuntime(micro_batch_tokens), learning_rate=1e-3)
         results.append(([point["train/loss"] for point in curve], trained(model)))
     for losses, values in results[1:]:
@@ -241,7 +244,7 @@ def dying(*, after):
 @pytest.mark.parametrize("name", ["lora", "lori-d", "lori-s", "full"])
 def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path, monkeypatch):
     def run(checkpoint_dir):
-        model = attach(load_base("scale"), config_of(name))
+        model = attach(load_base(SCALE), config_of(name))
         if name == "lori-s":
             sparsify(model, some_masks(model))
         runtime = TrainRuntime(micro_batch_tokens=14, checkpoint_dir=checkpoint_dir, checkpoint_every=2)
@@ -269,7 +272,7 @@ def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch
     seconds = count()  # between two points of the curve there is one
     monkeypatch.setattr("lori.training.trainer.time", SimpleNamespace(time=time.time, monotonic=seconds.__next__))
     resident = psutil.Process().memory_info().rss / 1e6
-    curve = fit(attach(load_base("scale"), config_of("lora")), "lora", batch_size=len(ROWS))
+    curve = fit(attach(load_base(SCALE), config_of("lora")), "lora", batch_size=len(ROWS))
     num_tokens = sum(len(row["input_ids"]) for row in ROWS)
     assert [point["train/tokens_per_second"] for point in curve] == [num_tokens] * len(curve)
     assert all(point["train/memory_mb"] >= resident for point in curve)
@@ -277,22 +280,26 @@ def test_the_curve_has_the_rate_of_tokens_and_the_peak_of_the_memory(monkeypatch
 
 def test_checkpoints_of_another_training_are_refused(tmp_path):
     runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", runtime=runtime)
+    fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", runtime=runtime)
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", rows=ROWS[:-1], runtime=runtime)
+        fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", rows=ROWS[:-1], runtime=runtime)
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(attach(load_base("scale"), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
+        fit(attach(load_base(SCALE), config_of("lori-d")), "lori-d", learning_rate=0.5, runtime=runtime)
 
 
 def test_checkpoints_of_another_start_are_refused(tmp_path):
     runtime = TrainRuntime(checkpoint_dir=str(tmp_path), checkpoint_every=1)
-    first = attach(load_base("scale"), config_of("lori-s"))
+    first = attach(load_base(SCALE), config_of("lori-s"))
     masks = some_masks(first)
     fit(sparsify(first, masks), "lori-s", runtime=runtime)
     other_mask = {module: ~mask for module, mask in masks.items()}
     with pytest.raises(ValueError, match="checkpoints of another training"):
-        fit(sparsify(attach(load_base("scale"), config_of("lori-s")), other_mask), "lori-s", runtime=runtime)
-    continued = attach(load_base("scale"), config_of("lori-s", domain="safety"))  # as attach_trained: another A
+        fit(
+            sparsify(attach(load_base(SCALE), config_of("lori-s")), other_mask),
+            "lori-s",
+            runtime=runtime,
+        )
+    continued = attach(load_base(SCALE), config_of("lori-s", domain="safety"))  # as attach_trained: another A
     with pytest.raises(ValueError, match="checkpoints of another training"):
         fit(sparsify(continued, masks), "lori-s", runtime=runtime)
 
@@ -301,7 +308,7 @@ def test_a_damaged_note_beside_checkpoints_is_named(tmp_path):
     (tmp_path / "training.json").write_text("")
     with pytest.raises(ValueError, match=r"training.json is damaged"):
         fit(
-            attach(load_base("scale"), config_of("lori-d")),
+            attach(load_base(SCALE), config_of("lori-d")),
             "lori-d",
             runtime=TrainRuntime(checkpoint_dir=str(tmp_path)),
         )
@@ -309,11 +316,11 @@ def test_a_damaged_note_beside_checkpoints_is_named(tmp_path):
 
 def test_lori_s_without_a_mask_is_refused():
     with pytest.raises(ValueError, match=r"lori-s trains inside a mask"):
-        fit(attach(load_base("scale"), config_of("lori-s")), "lori-s")
+        fit(attach(load_base(SCALE), config_of("lori-s")), "lori-s")
 
 
 def test_training_leaves_the_models_mode_as_it_was():
-    model = attach(load_base("scale"), config_of("lori-d")).eval()
+    model = attach(load_base(SCALE), config_of("lori-d")).eval()
     fit(model, "lori-d")
     assert not model.training
 
@@ -326,7 +333,7 @@ UNLABELLED = [{"input_ids": [5, 6], "labels": [-100, -100]}]
     [([], True, "no rows"), (ROWS, False, "Nothing in this model"), (UNLABELLED, True, "No row has a label")],
 )
 def test_a_training_of_nothing_is_refused(rows, attached, message):
-    model = load_base("scale")
+    model = load_base(SCALE)
     if attached:
         model = attach(model, config_of("lori-d"))
     with pytest.raises(ValueError, match=message):
@@ -334,7 +341,7 @@ def test_a_training_of_nothing_is_refused(rows, attached, message):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_rows():
-    model = attach(load_base("scale"), config_of("lori-d"))
+    model = attach(load_base(SCALE), config_of("lori-d"))
     batches = plan_steps(len(ROWS), config_of("lori-d", batch_size=3))
     bad = batches[1][0]  # a row of the second step
     nan_at_token_1 = lambda _module, ids, out: out.masked_fill((ids[0] == 1)[..., None], float("nan"))  # noqa: E731

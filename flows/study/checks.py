@@ -7,7 +7,6 @@ from lori.choices.hardware import GPUS, Hardware
 from lori.choices.profiles import Profile
 from lori.datasets.paper_sources import check_sources
 from lori.evaluation.humaneval_sandbox import check_bubblewrap
-from lori.recipes.checked_profile import base_of
 from lori.recipes.configs import eval_config
 
 
@@ -17,11 +16,11 @@ def check_usable(profile: Profile, *, plan_only: bool) -> None:
     Raises:
         ValueError, RuntimeError: for the first that can't, with what to do.
     """
-    if base_of(profile).suite == "miniature":
+    if profile.base.suite == "miniature":
         return
     from lori.base_models.loading import check_base  # with torch: it reads the tokenizer
 
-    check_base(profile.base_model, profile.models_dir)
+    check_base(profile.base)
     _check_context(profile)
     check_sources(profile.domains, _data_dir(profile))
     if "code" in profile.domains and not plan_only:
@@ -30,12 +29,12 @@ def check_usable(profile: Profile, *, plan_only: bool) -> None:
 
 def _check_context(profile: Profile) -> None:
     """Whether the longest row that may be and all that may follow it fit into the base model's context."""
-    context = architecture_of(profile.base_model, profile.models_dir).context
+    context = architecture_of(profile.base).context
     for domain in profile.domains:
         config = eval_config(profile, domain)
         if context is not None and config.max_length + config.max_new_tokens > context:
             raise ValueError(
-                f"{profile.base_model} has a context of {context} tokens; {domain} needs {config.max_length} for a row"
+                f"{profile.base.name} has a context of {context} tokens; {domain} needs {config.max_length} for a row"
                 f" and {config.max_new_tokens} to generate: take a base model with a longer one."
             )
 

@@ -11,7 +11,6 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from flows.study.comparison import Row
-from lori.base_models.resolve import identity
 from lori.choices.profiles import Profile
 from lori.plan.cell import Cell
 from tasks import tracking
@@ -42,13 +41,13 @@ def publish(  # noqa: PLR0913 it is of all of them
     runtime = local_runtime()
     is_compared = compared is not None and compared.key in results
     intervals = read_intervals(to_handle(results[compared.key]), runtime) if compared and is_compared else {}
-    settings = {**write.study_settings(profile, identity(profile.base_model, profile.models_dir)), **settings}
+    settings = {**write.study_settings(profile, profile.base.identity), **settings}
     measured = [to_handle(results[cell.key]) for cell in cells.of("interference") if cell.key in results]
     with locked(state_dir() / "locks" / "report.lock"):  # the same study in another process replaces the same files
         analyses = write.Analyses(intervals, read_pairs(measured, runtime))
         handle, markdown = write_report(finished, analyses, settings, is_complete=is_complete)
         page = _fetched_page(handle)
-    key = re.sub(r"[^a-z0-9]+", "-", f"lori-{profile.name}-{profile.base_model}".lower()).strip("-")
+    key = re.sub(r"[^a-z0-9]+", "-", f"lori-{profile.name}-{profile.base.name}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id, "report/index.html"):
         create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")

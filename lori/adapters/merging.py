@@ -33,6 +33,8 @@ from lori.adapters.merge_inputs import A, B, Pair, Part, check_directories, fact
 from lori.adapters.peft_files import LORA_A, PREFIX, check_digests, open_adapter, write_adapter
 from lori.adapters.peft_settings import SETTINGS_FILE, read_settings
 from lori.base_models.loading import load_base
+from lori.base_models.records import BaseModel
+from lori.base_models.resolve import base_model
 from lori.choices.merge_methods import MERGE_METHODS, check_merge_config
 from lori.config import MergeConfig
 
@@ -81,7 +83,7 @@ def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, *, model
             " dense update has no rank to keep): merge with concat or linear."
         )
     if without:
-        _merge_dense(adapter_dirs, config, out, models_dir)
+        _merge_dense(adapter_dirs, config, out, base_model(config.base_model, models_dir))
     else:
         _merge_factors(adapter_dirs, config, out)
 
@@ -197,10 +199,10 @@ def _settings(parts: Sequence[Part], modules: Sequence[str], rank: int) -> dict[
     }
 
 
-def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, models_dir: str | None) -> None:
-    base = load_base(config.base_model, models_dir=models_dir)
-    origin = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    updates = [_dense_update(directory, config.base_model, origin, models_dir) for directory in adapter_dirs]
+def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, base: BaseModel) -> None:
+    model = load_base(base)
+    origin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    updates = [_dense_update(directory, base, origin) for directory in adapter_dirs]
     if config.match_norms:
         norms = [math.sqrt(sum(float(t.double().square().sum()) for t in update.values())) for update in updates]
         scales = _norm_scales(norms, adapter_dirs)
@@ -210,22 +212,20 @@ def _merge_dense(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, m
         name: tensor + _seeded(config, name, [update[name] for update in updates], weights)
         for name, tensor in origin.items()
     }
-    base.load_state_dict(merged)
+    model.load_state_dict(merged)
     with written_whole(out) as partial:
-        base.save_pretrained(str(partial))
+        model.save_pretrained(str(partial))
 
 
-def _dense_update(
-    directory: Path, base_model: str, origin: Mapping[str, Tensor], models_dir: str | None
-) -> dict[str, Tensor]:
+def _dense_update(directory: Path, base: BaseModel, origin: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a full or DoRA model adds to each tensor of its base.
 
     Raises:
         ValueError: if its tensors are not those of the base, or not finite.
     """
-    adapted = apply_adapter(load_base(base_model, models_dir=models_dir), directory).state_dict()
+    adapted = apply_adapter(load_base(base), directory).state_dict()
     if {name: t.shape for name, t in adapted.items()} != {name: t.shape for name, t in origin.items()}:
-        raise ValueError(f"{directory} was made for another base model than {base_model}: its tensors differ.")
+        raise ValueError(f"{directory} was made for another base model than {base.identity}: its tensors differ.")
     for name, tensor in adapted.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{directory}: {name} has NaN or infinite entries. Train it again.")

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import get_session
 
 from lori.base_models.hub_files import SECONDS_TO_ANSWER, SERVER_ERROR, BaseUnavailable, explained
-from lori.base_models.resolve import BASE_MODELS, HUB_ID, architecture_of, identity, split_base
+from lori.base_models.resolve import BASE_MODELS, HUB_ID, architecture_of, base_model, split_base
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LISTED: Any = ["sha", "safetensors", "tags"]  # of each model that is listed
@@ -115,7 +115,7 @@ def check_candidate(candidate: Candidate, filters: Filters, models_dir: str | No
     num_parameters = candidate.num_parameters
     if num_parameters is None:
         base, folder = split_base(candidate.base_model)
-        num_parameters = architecture_of(base, folder or models_dir).num_parameters
+        num_parameters = architecture_of(base_model(base, folder or models_dir)).num_parameters
     if num_parameters > filters.max_billions * BILLION:
         raise ValueError(
             f"it has {num_parameters / BILLION:.2f} billion parameters, and {filters.max_billions:g} are the limit."
@@ -145,7 +145,7 @@ def _candidate(entry: Entry, models_dir: str | None, trouble: str | None) -> Can
     revision, row = at or entry.revision, BASE_MODELS.get(name)
     source = row.source if row else name
     if folder or not HUB_ID.fullmatch(source):
-        found = identity(f"{name}@{revision}" if revision else name, folder or models_dir)
+        found = base_model(f"{name}@{revision}" if revision else name, folder or models_dir).identity
         return Candidate(str(Path(folder, base)) if folder else found, found, licence=entry.licence)
     if row and revision not in (None, row.revision):
         raise ValueError(

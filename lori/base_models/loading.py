@@ -13,35 +13,33 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from lori.base_models.architecture import architecture
 from lori.base_models.hub_files import check_weights
-from lori.base_models.resolve import base_model, small_files
+from lori.base_models.records import BaseModel
+from lori.base_models.resolve import architecture_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_base(name: str, models_dir: str | None = None) -> None:
+def check_base(base: BaseModel) -> None:
     """Whether the base model can be loaded and trained, as far as config, tokenizer and the names of its files tell.
 
     Raises:
-        ValueError: as `base_model`; if its weights are not whole, or not in safetensors; if its tokenizer has no end
+        ValueError: if its weights are not whole, or not in safetensors; if its tokenizer has no end
             token, or tokens that the model has no embedding of.
-        BaseUnavailable: as `base_model`.
+        BaseUnavailable: if its files can't be fetched.
     """
-    row = base_model(name, models_dir)
-    folder = small_files(row)
-    _check_tokenizer(load_tokenizer(name, models_dir), row.source, architecture(folder).num_embeddings)
-    check_weights(folder, row.source, row.revision)
+    _check_tokenizer(load_tokenizer(base), base.source, architecture_of(base).num_embeddings)
+    check_weights(base.folder, base.source, base.revision)
 
 
-def config_of(name: str, models_dir: str | None = None) -> PreTrainedConfig:
+def config_of(base: BaseModel) -> PreTrainedConfig:
     """The base model's configuration, from which its shapes follow without its weights.
 
     Raises:
-        ValueError, BaseUnavailable: as `base_model`.
+        BaseUnavailable: if it can't be fetched.
     """
-    config = AutoConfig.from_pretrained(small_files(base_model(name, models_dir)), trust_remote_code=False)
-    config.name_or_path = name
+    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+    config.name_or_path = base.name
     return config
 
 
@@ -67,11 +65,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, num_embedd
 
 
 def load_base(
-    name: str,
+    base: BaseModel,
     device: str = "cpu",
     *,
     num_shards: int = 1,
-    models_dir: str | None = None,
     dtype: str = "float32",
 ) -> PreTrainedModel:
     """The base model in eval mode, with nothing trainable; `device` `auto` is the GPU where there is one.
@@ -79,13 +76,12 @@ def load_base(
     `num_shards` processes under torchrun each hold a share of the weights (FSDP2): for bases that don't fit one GPU.
 
     Raises:
-        ValueError: as `base_model`; for an unknown dtype, or weights that are not in safetensors or not whole.
-        BaseUnavailable: as `base_model`.
+        ValueError: for an unknown dtype, or weights that are not in safetensors or not whole.
+        BaseUnavailable: if its files can't be fetched.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)} (lori/base_models/loading.py).")
-    row = base_model(name, models_dir)
-    check_weights(small_files(row), row.source, row.revision)
+    check_weights(base.folder, base.source, base.revision)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -94,9 +90,9 @@ def load_base(
         {"distributed_config": DistributedConfig(fsdp_size=num_shards)} if num_shards > 1 else {"device_map": device}
     )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        row.source,
-        revision=row.revision,
-        config=_without_dropout(config_of(name, models_dir)),
+        base.source,
+        revision=base.revision,
+        config=_without_dropout(config_of(base)),
         dtype=DTYPES[dtype],
         use_safetensors=True,
         trust_remote_code=False,
@@ -105,22 +101,21 @@ def load_base(
     )
     model, found = loaded
     if found["missing_keys"]:  # transformers draws them at random
-        raise ValueError(f"The weights of {row.source} lack {', '.join(sorted(found['missing_keys'])[:3])}.")
+        raise ValueError(f"The weights of {base.source} lack {', '.join(sorted(found['missing_keys'])[:3])}.")
     return model.requires_grad_(False).eval()
 
 
-def load_tokenizer(name: str, models_dir: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     """The base model's tokenizer; prompts are padded on the left, as generation needs it.
 
     Raises:
-        ValueError: as `base_model`, or if there is none that transformers can read.
-        BaseUnavailable: as `base_model`.
+        ValueError: if there is none that transformers can read.
+        BaseUnavailable: if its files can't be fetched.
     """
-    row = base_model(name, models_dir)
     try:
-        return AutoTokenizer.from_pretrained(small_files(row), padding_side="left", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(base.folder, padding_side="left", trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ValueError(f"{row.source} has no tokenizer that transformers can read: {error}") from error
+        raise ValueError(f"{base.source} has no tokenizer that transformers can read: {error}") from error
 
 
 def pad_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

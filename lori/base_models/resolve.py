@@ -5,12 +5,11 @@ import json
 import os
 import re
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from lori.base_models.architecture import architecture
 from lori.base_models.hub_files import BaseUnavailable as BaseUnavailable
-from lori.base_models.hub_files import fetch_small_files, fingerprint
+from lori.base_models.hub_files import fetch_small_files
 from lori.base_models.records import Architecture, BaseModel
 
 SCALE_MODEL_DIR, SCALE_SUITE = Path(__file__).parents[1] / "scale_model", "miniature"
@@ -19,14 +18,25 @@ LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
-def _paper_base(source: str, revision: str | None, projections: tuple[str, ...] = LLAMA_PROJECTIONS) -> BaseModel:
-    return BaseModel(source, revision, suite="paper", projections=projections, dtype="bfloat16")
+def _paper_base(
+    name: str, source: str, revision: str | None, projections: tuple[str, ...] = LLAMA_PROJECTIONS
+) -> BaseModel:
+    return BaseModel(name, source, revision, suite="paper", projections=projections, dtype="bfloat16")
+
+
+def _shipped(name: str, folder: Path) -> BaseModel:
+    digests = json.dumps(json.loads((folder / RECIPE_FILE).read_text())["sha256"], sort_keys=True)
+    recorded = hashlib.sha256(digests.encode()).hexdigest()[:12]
+    return BaseModel(name, str(folder), None, SCALE_SUITE, LLAMA_PROJECTIONS, "float32", recorded)
 
 
 BASE_MODELS = {
-    "scale": BaseModel(str(SCALE_MODEL_DIR), None, SCALE_SUITE, projections=LLAMA_PROJECTIONS, dtype="float32"),
-    "llama-3-8b": _paper_base("meta-llama/Meta-Llama-3-8B", "8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"),
-    "mistral-7b": _paper_base("mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
+    base.name: base
+    for base in (
+        _shipped("scale", SCALE_MODEL_DIR),
+        _paper_base("llama-3-8b", "meta-llama/Meta-Llama-3-8B", "8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"),
+        _paper_base("mistral-7b", "mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
+    )
 }
 
 
@@ -66,13 +76,13 @@ def base_model(identity: str, models_dir: str | None = None) -> BaseModel:
     row = BASE_MODELS.get(name) or _folder_row(name, models_dir)
     if row is None and HUB_ID.fullmatch(name):
         folder = fetch_small_files(name, revision or "main")
-        return _paper_base(name, folder.name, architecture(folder).projections)
+        return _paper_base(name, name, folder.name, architecture(folder).projections)
     if row is None:
         raise ValueError(
             f"Unknown base model {name!r}. Known: {', '.join(BASE_MODELS)}, or any folder or hub id 'org/model' of a"
             " causal language model."
         )
-    if revision and revision != _revision(row):
+    if revision and identity != row.identity:
         raise ValueError(f"Base model {name!r} is at another revision here than {revision}: check that one out.")
     return row
 
@@ -81,7 +91,7 @@ def _folder_row(name: str, models_dir: str | None) -> BaseModel | None:
     if models_dir is None or "/" in name or not (Path(models_dir, name) / "config.json").is_file():
         return None
     folder = Path(models_dir, name)
-    row = _paper_base(str(folder), None, architecture(folder).projections)
+    row = _paper_base(name, str(folder), None, architecture(folder).projections)
     return replace(row, suite=SCALE_SUITE, dtype="float32") if _is_scale_model(folder) else row
 
 
@@ -93,44 +103,13 @@ def _is_scale_model(folder: Path) -> bool:
         return False
 
 
-def _revision(row: BaseModel) -> str:
-    """The hub's commit, or 12 hex digits that stand for the weights and the tokenizer in a folder."""
-    if row.revision:
-        return row.revision
-    return _scale_revision() if row == BASE_MODELS["scale"] else fingerprint(Path(row.source))
-
-
-@cache  # every config asks for it
-def _scale_revision() -> str:
-    digests = json.loads((SCALE_MODEL_DIR / RECIPE_FILE).read_text())["sha256"]
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def identity(name: str, models_dir: str | None = None) -> str:
-    """`name@revision`: what a config calls a base model, so that other weights are another key.
-
-    A folder's path is not in it: a copy elsewhere is the same base model.
-
-    Raises:
-        ValueError, BaseUnavailable: as `base_model`.
-    """
-    if models_dir is None:
-        name, models_dir = split_base(name)
-    return f"{name.partition('@')[0]}@{_revision(base_model(name, models_dir))}"
-
-
-def architecture_of(name: str, models_dir: str | None = None) -> Architecture:
+def architecture_of(base: BaseModel) -> Architecture:
     """The architecture of a base model: of a row as well, which does not say all of it.
 
     Raises:
         ValueError, BaseUnavailable: as `base_model`.
     """
-    return architecture(small_files(base_model(name, models_dir)))
-
-
-def small_files(row: BaseModel) -> Path:
-    """The folder with config and tokenizer; those of the hub are fetched."""
-    return fetch_small_files(row.source, row.revision) if row.revision else Path(row.source)
+    return architecture(base.folder)
 
 
 def check_device(device: str, gpu: str | None) -> None:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-PLACES = ("data_dir", "models_dir")  # fields of a profile that are no part of any result
+from lori.base_models.records import BaseModel
+from lori.base_models.resolve import BASE_MODELS
+
+PLACES = ("data_dir",)  # fields of a profile that are no part of any result
 # What tells why: methods that differ in one thing from another (`Method.control_of`), by where that thing matters
 CONTROLS = {
     "methods": ("lori-s-random-mask", "lori-d-trained-a", "lori-s-trained-a", "lori-s-fresh-a"),
@@ -30,12 +33,12 @@ class Profile:
     paper's nlu as many of each set; `num_validation` None is no validation: the paper's sets have no such split.
     Masks are read off training on the first `calibration_rows`; `match_norms` is `MergeConfig`'s; `learning_rates`,
     by method, are in place of the recipe's. `num_steps` of training, `num_samples` where a domain is sampled, and at
-    most `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows lie in
-    `data_dir` (None: on the hub) and base models in folders in `models_dir`: no part of any result.
+    most `max_new_tokens` or, where None, what `LIMITS` says; `dtype` None is the base model's. Real rows are in
+    `data_dir` (None: on the hub), no part of any result.
     """
 
     name: str
-    base_model: str
+    base: BaseModel
     domains: tuple[str, ...]
     methods: tuple[str, ...]
     merged: tuple[str, ...]
@@ -61,12 +64,11 @@ class Profile:
     dtype: str | None
     learning_rates: tuple[tuple[str, float], ...] = ()
     data_dir: str | None = None
-    models_dir: str | None = None
 
 
 SCALE = Profile(
     name="scale",
-    base_model="scale",
+    base=BASE_MODELS["scale"],
     domains=("nlu", "math", "code", "safety"),
     methods=("base", "full", "lora", "dora", "lori-d", "lori-s"),
     merged=("full", "lora", "dora", "lori-d", "lori-s"),
@@ -96,7 +98,7 @@ SCALE = Profile(
 PAPER = replace(
     SCALE,
     name="paper",
-    base_model="llama-3-8b",
+    base=BASE_MODELS["llama-3-8b"],
     methods=("base", "lora", "dora", "lori-d", "lori-s"),
     merged=("lora", "lori-d", "lori-s"),
     rank=32,

@@ -156,13 +156,13 @@ def _training_changes(cell: Cell, study: Study, hardware: Hardware) -> Iterator[
 
 def plan_study(profile: Profile, hardware: Hardware, cells: Sequence[Cell]) -> Plan:
     """What `cells` take on `hardware`. Their rows are read and their tokens counted; no weights are."""
-    base = config_of(profile.base_model, profile.models_dir)
+    base = config_of(profile.base)
     return make_plan(cells, base, _counts(profile, cells), hardware)
 
 
 def _counts(profile: Profile, cells: Sequence[Cell]) -> dict[Any, TokenCounts]:
     """Tokens of each dataset as the cells read it: all trainings of a domain tokenise alike, and so do its tests."""
-    tokenizer, counts = load_tokenizer(profile.base_model, profile.models_dir), {}
+    tokenizer, counts = load_tokenizer(profile.base), {}
     data_dir = Path(profile.data_dir) if profile.data_dir else None
     for cell in cells:
         if isinstance(cell.config, TrainConfig | EvalConfig):

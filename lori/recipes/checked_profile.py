@@ -5,8 +5,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from lori.base_models.records import BaseModel
-from lori.base_models.resolve import base_model
+from lori.base_models import resolve
 from lori.choices.domains import domain
 from lori.choices.merge_methods import check_merge_config
 from lori.choices.methods import METHODS, method, recipe_of
@@ -17,30 +16,31 @@ from lori.datasets.prompts import check_prompt_style
 from lori.recipes.scale_numbers import chosen_numbers
 
 
-def profile(name: str, **overrides: Any) -> Profile:
-    """The profile of that name with the fields that `overrides` gives; those that are None stay as they are.
+def profile(name: str, *, base_model: str | None = None, models_dir: str | None = None, **changes: Any) -> Profile:
+    """The profile of that name with `changes` of its fields; those that are None stay as they are.
+
+    `base_model`, if any, is what a user calls another base, which may be in a folder in `models_dir`: it is resolved
+    here, once.
 
     Raises:
         ValueError: for an unknown profile, base model, domain, method, merge method or scope, with the known ones.
+        BaseUnavailable: as `resolve.base_model`.
     """
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}. Known: {', '.join(PROFILES)} (lori/choices/profiles.py).")
-    given = {key: _frozen(value) for key, value in overrides.items() if value is not None}
+    given = {field: _frozen(value) for field, value in changes.items() if value is not None}
+    if base_model:
+        given["base"] = resolve.base_model(base_model, models_dir)
     changed = replace(PROFILES[name], **given)
     if "domains" in given or "methods" in given:
         changed = _narrowed(changed, given)
-    return _checked(changed, base_of(changed))
+    return _checked(changed)
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple(sorted(value.items()))
     return tuple(value) if isinstance(value, list) else value
-
-
-def base_of(profile: Profile) -> BaseModel:
-    """The row of its base model."""
-    return base_model(profile.base_model, profile.models_dir)
 
 
 def _narrowed(changed: Profile, given: Collection[str]) -> Profile:
@@ -57,7 +57,7 @@ def _narrowed(changed: Profile, given: Collection[str]) -> Profile:
     )
 
 
-def _checked(changed: Profile, base: BaseModel) -> Profile:
+def _checked(changed: Profile) -> Profile:
     for name in ("domains", "methods", "seeds"):
         values = getattr(changed, name)
         if not values or len(set(values)) < len(values):
@@ -73,9 +73,9 @@ def _checked(changed: Profile, base: BaseModel) -> Profile:
         )
     check_mask_config(MaskConfig(changed.sparsity, changed.scope))
     _check_training(changed)
-    _check_merges(changed, base)
-    if base.suite == "miniature" and changed.num_steps is None:
-        raise ValueError(f"{changed.base_model} has no real rows to train on: use the profile scale, or another base.")
+    _check_merges(changed)
+    if changed.base.suite == "miniature" and changed.num_steps is None:
+        raise ValueError(f"{changed.base.name} has no real rows to train on: use the profile scale, or another base.")
     check_prompt_style(changed.prompt_style)
     return changed
 
@@ -91,15 +91,15 @@ def _check_training(changed: Profile) -> None:
             raise ValueError(f"The learning rate of {name} is a positive number, not {rate}.")
 
 
-def _check_merges(changed: Profile, base: BaseModel) -> None:
+def _check_merges(changed: Profile) -> None:
     weights = (1.0,) * len(changed.domains) if changed.weights is None else changed.weights
     for merge_method in changed.merge_methods:
         config = MergeConfig("", merge_method, weights, changed.density, 0, changed.match_norms)
         check_merge_config(config, num_adapters=len(changed.domains))
-    if base.suite != "miniature":
+    if changed.base.suite != "miniature":
         return
     missing = sorted(
-        set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(chosen_numbers(base)[1])
+        set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(chosen_numbers(changed.base)[1])
     )
     if missing and changed.weights is None:
         raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes/configs.py).")

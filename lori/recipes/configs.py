@@ -8,13 +8,11 @@ loss, sparsity 0.9 over the whole model. Rank, batch, lengths, rates and merge w
 from collections.abc import Sequence
 from pathlib import Path
 
-from lori.base_models.resolve import identity
 from lori.choices.domains import DOMAINS
 from lori.choices.methods import METHODS, recipe_of
 from lori.choices.profiles import DENSITY, Profile
 from lori.config import CompareConfig, DataConfig, EvalConfig, MaskConfig, MergeConfig, RandomMaskConfig, TrainConfig
 from lori.datasets.paper_examples import with_digest
-from lori.recipes.checked_profile import base_of
 from lori.recipes.paper_numbers import RANK_FACTORS, merge_weight
 from lori.recipes.scale_numbers import LIMITS, TEST_FACTOR, chosen_numbers
 from lori.recipes.variants import departures, given_rate, joined, mask_departures, recipe_for
@@ -29,7 +27,7 @@ def data_config(profile: Profile, domain_name: str, split: str, num_rows: int | 
 
     Real rows are read, for their digest; it raises what `paper.rows.paper_rows` does.
     """
-    suite = base_of(profile).suite
+    suite = profile.base.suite
     if num_rows is None:
         num_rows = _num_rows(profile, suite, domain_name, split)
     config = DataConfig(suite, domain_name, split, num_rows, profile.prompt_style)
@@ -57,10 +55,10 @@ def train_config(
     first: str | None = None,
 ) -> TrainConfig:
     """The training of one adapter, in continual learning after that on the domain `first`. `num_rows` as there."""
-    base, row = base_of(profile), METHODS[method_name]
-    limits, chosen = LIMITS[base.suite][domain_name], recipe_for(profile, base, domain_name, method_name)
+    base, row = profile.base, METHODS[method_name]
+    limits, chosen = LIMITS[base.suite][domain_name], recipe_for(profile, domain_name, method_name)
     return TrainConfig(
-        base_model=identity(profile.base_model, profile.models_dir),
+        base_model=base.identity,
         projections=base.projections,
         method=method_name,
         domain=domain_name,
@@ -98,13 +96,12 @@ def random_mask_config(profile: Profile, source: str, domain_name: str, seed: in
 def merge_config(profile: Profile, method_name: str, merge_method: str, seed: int) -> MergeConfig:
     """All domains' adapters of one method: with the profile's weights, a domain each, or equally weighted."""
     num_adapters = len(profile.domains)
-    if base_of(profile).suite == "miniature":
-        weight = chosen_numbers(base_of(profile))[1].get((recipe_of(method_name), merge_method), 0.0)
+    if profile.base.suite == "miniature":
+        weight = chosen_numbers(profile.base)[1].get((recipe_of(method_name), merge_method), 0.0)
     else:
         weight = merge_weight(method_name, num_adapters)
     usual = (weight,) * num_adapters
     weights = usual if profile.weights in (None, usual) else profile.weights  # the same numbers, also as integers
-    base = identity(profile.base_model, profile.models_dir)
     told = weights[:1] if len(set(weights)) == 1 else weights
     variant = joined(
         *departures(profile, method_name, profile.domains),
@@ -112,6 +109,7 @@ def merge_config(profile: Profile, method_name: str, merge_method: str, seed: in
         f"density {profile.density:g}" if profile.density != DENSITY else "",
         "norms matched" if profile.match_norms else "",
     )
+    base = profile.base.identity
     return MergeConfig(base, merge_method, weights, profile.density, seed, profile.match_norms, variant)
 
 
@@ -124,7 +122,7 @@ def compare_config(
 
 def eval_config(profile: Profile, domain_name: str) -> EvalConfig:
     """How a domain is scored. The authors put a begin token before HumanEval's prompts and before no others."""
-    row, base = DOMAINS[domain_name], base_of(profile)
+    row, base = DOMAINS[domain_name], profile.base
     limits = LIMITS[base.suite][domain_name]
     return EvalConfig(
         domain=domain_name,

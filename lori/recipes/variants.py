@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from lori.base_models.records import BaseModel
 from lori.choices.methods import METHODS, recipe_of
 from lori.choices.profiles import PROFILES, Profile
-from lori.recipes.checked_profile import base_of
 from lori.recipes.paper_numbers import ALPHA_PER_RANK, Recipe, recipe
 from lori.recipes.scale_numbers import GUESSED_RATES, chosen_numbers
 
@@ -14,7 +12,7 @@ PAPERS_SPARSITY, PAPERS_SCOPE = 0.9, "model"
 
 def departures(profile: Profile, method_name: str, domains: Sequence[str]) -> list[str]:
     """How training departs from what is usual, for the names of what comes of it: steps, prompts, masks and rates."""
-    usual_steps = PROFILES["scale"].num_steps if base_of(profile).suite == "miniature" else None
+    usual_steps = PROFILES["scale"].num_steps if profile.base.suite == "miniature" else None
     row = METHODS[method_name]
     steps = [f"{profile.num_steps} steps"] if row.kind != "none" and profile.num_steps != usual_steps else []
     prompts = [f"prompts {profile.prompt_style}"] if profile.prompt_style != PROFILES["paper"].prompt_style else []
@@ -34,10 +32,10 @@ def mask_departures(profile: Profile) -> list[str]:
 
 def _rate_departures(profile: Profile, method_name: str, domains: Sequence[str]) -> list[str]:
     """Learning rates that are not the recipe's: its own, and those of the methods that its mask and its A are of."""
-    base, departures = base_of(profile), []
+    departures = []
     for name in (method_name, *_sources(method_name)):
         rate = given_rate(profile, name)
-        if rate and any(rate != recipe_for(profile, base, domain, name).learning_rate for domain in domains):
+        if rate and any(rate != recipe_for(profile, domain, name).learning_rate for domain in domains):
             departures.append(f"rate {rate:g}" if name == method_name else f"{name} rate {rate:g}")
     return departures
 
@@ -60,9 +58,9 @@ def joined(*parts: str) -> str:
     return " ".join(filter(None, parts))
 
 
-def recipe_for(profile: Profile, base: BaseModel, domain_name: str, method_name: str) -> Recipe:
+def recipe_for(profile: Profile, domain_name: str, method_name: str) -> Recipe:
     """The usual rate and alpha of a method on a domain."""
-    if base.suite == "miniature":
-        rates = {**GUESSED_RATES, **chosen_numbers(base)[0]}
+    if profile.base.suite == "miniature":
+        rates = {**GUESSED_RATES, **chosen_numbers(profile.base)[0]}
         return Recipe(rates[recipe_of(method_name)], ALPHA_PER_RANK * profile.rank)
-    return recipe(base.source, profile.rank, domain_name, method_name)
+    return recipe(profile.base.source, profile.rank, domain_name, method_name)

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
 from lori.base_models.hub_files import SECONDS_TO_ANSWER
+from lori.base_models.records import BaseModel
 from lori.base_models.resolve import base_model
 from lori.choices.methods import method
 from tasks import tracking
@@ -62,7 +63,7 @@ def write_card(adapter: Handle, runtime: Runtime) -> None:
 def card_of(adapter: Handle, address: str, runtime: Runtime) -> str:
     """Its model card, from what MLflow has of it now; `address` is its `models:/NAME@ALIAS`."""
     base, scores = adapter.config["base_model"], tracking.run_metrics(runtime, adapter.run_id)
-    licence = licence_of(base, runtime.models_dir)
+    licence = licence_of(base_model(base, runtime.models_dir))
     return to_markdown(Card(_kind(adapter), adapter.name, address, base, licence, adapter.config, scores))
 
 
@@ -72,13 +73,12 @@ def _kind(adapter: Handle) -> str:
     return "full" if method(adapter.config["method"]).kind == "full" else "adapter"
 
 
-def licence_of(base: str, models_dir: str | None) -> str | None:
+def licence_of(base: BaseModel) -> str | None:
     """The hub's name of a base model's licence; None for a folder, or if the hub can't be asked."""
-    row = base_model(base, models_dir)
-    if row.revision is None:
+    if base.revision is None:
         return None
     try:
-        info = HfApi().model_info(row.source, revision=row.revision, timeout=SECONDS_TO_ANSWER)
+        info = HfApi().model_info(base.source, revision=base.revision, timeout=SECONDS_TO_ANSWER)
     except (OSError, HTTPError):
         return None
     return info.card_data.license if info.card_data else None

@@ -121,5 +121,6 @@ def _snippet(card: Card) -> str:
         imports = "from transformers import AutoModelForCausalLM"
         base = f'AutoModelForCausalLM.from_pretrained("{name}", revision="{revision}")'
     else:
-        imports, base = "from lori.base_models.loading import load_base", f'load_base("{name}")'
+        imports = "from lori.base_models.loading import load_base\nfrom lori.base_models.resolve import base_model"
+        base = f'load_base(base_model("{name}"))'
     return LOAD.format(imports=imports, base=base, uri=card.uri)

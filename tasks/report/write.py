@@ -76,7 +76,8 @@ class Analyses:
 
 def study_settings(profile: Profile, base_model: str) -> dict[str, Any]:
     """What a study is about, whatever machine it is on: the profile, with the identity of the base model."""
-    return {**{n: value for n, value in asdict(profile).items() if n not in PLACES}, "base_model": base_model}
+    fields = {name: value for name, value in asdict(profile).items() if name not in (*PLACES, "base")}
+    return {**fields, "base_model": base_model}
 
 
 def write_report(

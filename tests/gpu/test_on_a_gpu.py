@@ -12,13 +12,15 @@ from lori.adapters.attach import attach, sparsify
 from lori.adapters.attached import lora_layers
 from lori.adapters.layer import FlatValues
 from lori.base_models.loading import load_base, load_tokenizer
-from lori.base_models.resolve import check_device
+from lori.base_models.resolve import BASE_MODELS, check_device
 from lori.config import TrainRuntime
 from lori.datasets.rows import make_rows
 from lori.evaluation.answers import generate
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import data_config, eval_config
 from tasks.engine.gpus import environment_of, gpu_ids
+
+SCALE = BASE_MODELS["scale"]
 
 METHODS = ["full", "lora", "dora", "lori-d", "lori-s"]
 LONG_ROWS = [  # of several blocks in attention's kernels, and padded
@@ -36,10 +38,10 @@ def gpu():
 def adapted(name, device, **changes):
     """With masks drawn on the CPU: torch's generators of CPUs and GPUs draw differently."""
     dtype = "float32" if name == "full" else changes.get("dtype", "float32")  # as tasks/train.py loads it
-    model = attach(load_base("scale", device, dtype=dtype), config_of(name, **changes))
+    model = attach(load_base(SCALE, device, dtype=dtype), config_of(name, **changes))
     if name != "lori-s":
         return model
-    return sparsify(model, some_masks(attach(load_base("scale"), config_of(name))))
+    return sparsify(model, some_masks(attach(load_base(SCALE), config_of(name))))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,9 +94,9 @@ def test_dense_bs_that_are_kept_give_the_bits_of_those_made_each_time(monkeypatc
 @pytest.mark.parametrize("domain", ["nlu", "math"])
 def test_greedy_answers_are_those_of_a_cpu(domain):
     """But for a few, where two tokens are as likely but for rounding."""
-    scale, tokenizer = profile("scale"), load_tokenizer("scale")
+    scale, tokenizer = profile("scale"), load_tokenizer(SCALE)
     examples, config = make_rows(data_config(scale, domain, "test"))[:100], eval_config(scale, domain)
-    told = [generate(load_base("scale", device), tokenizer, examples, config) for device in ("cpu", "cuda")]
+    told = [generate(load_base(SCALE, device), tokenizer, examples, config) for device in ("cpu", "cuda")]
     answers = [[record["completions"] for record in records] for records in told]
     assert sum(one == other for one, other in zip(*answers, strict=True)) >= 97
 

@@ -22,6 +22,7 @@ from peft import PeftModel
 
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "mlflow/compose.yaml").read_text())["services"]
@@ -127,7 +128,7 @@ def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     path = mlflow.artifacts.download_artifacts(
         f"models:/{name}@seed-0", dst_path=str(tmp_path / "adapter"), tracking_uri=server.uri
     )
-    adapter = PeftModel.from_pretrained(load_base("scale"), path)
+    adapter = PeftModel.from_pretrained(load_base(BASE_MODELS["scale"]), path)
     bs = torch.cat([value.flatten() for key, value in adapter.state_dict().items() if "lora_B" in key])
     assert 0.05 < torch.count_nonzero(bs) / bs.numel() <= 0.1  # the mask's: some of what it keeps may be 0
 

@@ -27,7 +27,9 @@ from test_hub import COMMIT, Hub
 from flows.deployments import full_paper, scout
 from flows.paper_runs import DEPLOYMENT
 from lori.base_models.candidates import Entry, HubSearch, find_candidates, read_entries
-from lori.base_models.resolve import BASE_MODELS, identity
+from lori.base_models.resolve import BASE_MODELS, base_model
+
+SCALE = BASE_MODELS["scale"]
 
 OTHER_COMMIT = "f" * 40
 LARGE = 70 * 10**9
@@ -83,11 +85,11 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(papers: UUID) -> Non
 
 def test_a_paper_is_asked_for_once_at_the_revision_that_was_found(papers: UUID) -> None:
     assert scouted("scale") == [["started", "attempt 1 of 3"]]
-    assert scouted("scale", identity("scale")) == [["running", "attempt 1 of 3 waits or runs"]]
+    assert scouted("scale", SCALE.identity) == [["running", "attempt 1 of 3 waits or runs"]]
     (run,) = runs()
     assert run.deployment_id == papers
-    assert (run.parameters["profile"], run.parameters["base_model"]) == ("smoke", identity("scale"))
-    assert run.name == f"lori smoke {identity('scale')}"
+    assert (run.parameters["profile"], run.parameters["base_model"]) == ("smoke", SCALE.identity)
+    assert run.name == f"lori smoke {base_model('scale').identity}"
     assert run.parent_task_run_id is None  # a scout that is cancelled takes no paper with it
 
 
@@ -138,7 +140,7 @@ def test_the_table_of_the_flow_run_has_every_candidate_and_its_reason(papers: UU
     with get_client(sync_client=True) as client:
         newest = max((a for a in client.read_artifacts() if a.key == "lori-scout"), key=lambda a: a.created)
     scale, unknown, hub = json.loads(newest.data)
-    assert (scale["base model"], scale["action"]) == (identity("scale"), "would start")
+    assert (scale["base model"], scale["action"]) == (SCALE.identity, "would start")
     assert re.fullmatch(r"0\.00 B", scale["parameters"])  # 1.4 million
     assert re.search("Unknown base model 'llama-9'. Known: scale", unknown["why"])
     assert re.search("its commit is not known, as the hub can't be asked .*`revision`", hub["why"])
@@ -177,7 +179,7 @@ def test_without_the_hub_rows_folders_and_commits_are_found(llama: Path) -> None
     found = find_candidates(entries, HubSearch(author="org"))
     assert [candidate.identity for candidate in found] == [
         f"mistral-7b@{BASE_MODELS['mistral-7b'].revision}",
-        identity(str(llama)),
+        base_model(str(llama)).identity,
         f"org/model@{COMMIT}",
         f"org/model@{OTHER_COMMIT}",
         None,

@@ -16,10 +16,13 @@ from lori.adapters.attach import attach, save_adapter, sparsify
 from lori.adapters.attached import b_shapes
 from lori.adapters.masks import random_masks
 from lori.base_models.loading import load_base, load_tokenizer
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig, TrainRuntime
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
 from lori.training.trainer import train
+
+SCALE = BASE_MODELS["scale"]
 
 LENGTHS = (14, 9, 12, 10, 14, 11, 9, 13, 12)  # batches of 4, 4 and 1: of the last, one of two processes has nothing
 ROWS = [
@@ -33,11 +36,11 @@ def fit(out: Path, name: str, *, num_shards: int = 1) -> None:
     config = replace(
         train_config(profile("smoke"), name, "nlu", seed=0), batch_size=4, num_epochs=2, learning_rate=1e-3
     )
-    model = attach(load_base("scale", num_shards=num_shards), config)
+    model = attach(load_base(SCALE, num_shards=num_shards), config)
     if name == "lori-s":
         sparsify(model, random_masks(b_shapes(model), MaskConfig(0.8, "model"), seed=0))
     runtime = TrainRuntime(micro_batch_tokens=24, checkpoint_dir=str(out / "checkpoints"), checkpoint_every=2)
-    curve = train(model, ROWS, config, tokenizer=load_tokenizer("scale"), runtime=runtime)
+    curve = train(model, ROWS, config, tokenizer=load_tokenizer(SCALE), runtime=runtime)
     save_adapter(model, out / "adapter", config)
     if not dist.is_initialized() or dist.get_rank() == 0:
         (out / "curve.json").write_text(json.dumps(curve))
