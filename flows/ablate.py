@@ -19,7 +19,7 @@ from flows.study.comparison import Row
 from flows.study.run import THREADS, Study, begin, carry_out, run_name
 from lori.choices.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
 from lori.config import Hardware
-from lori.evaluation.row_names import continual_setting, weight_setting
+from lori.evaluation.row_names import WEIGHT, continual_setting, merge_setting
 from lori.recipes import checked_profile
 
 MASKED = ("lori-s",)  # what masks and ranks are tried on
@@ -60,12 +60,12 @@ def _merges(study: Study, merge_method: str, weights: Sequence[float]) -> Iterat
     profile = study.profile
     num_domains = len(profile.domains)
     for weight in weights:
-        yield weight_setting(merge_method), f"{weight:g}", study.varied(weights=(weight,) * num_domains)
+        yield merge_setting(WEIGHT, merge_method), f"{weight:g}", study.varied(weights=(weight,) * num_domains)
     if merge_method != profile.merge_methods[0]:
         return
     for num in range(2, num_domains):
-        yield f"adapters of {merge_method}", str(num), study.varied(domains=profile.domains[:num])
-    yield f"norms of {merge_method}", "matched", study.varied(match_norms=True)
+        yield merge_setting("adapters", merge_method), str(num), study.varied(domains=profile.domains[:num])
+    yield merge_setting("norms", merge_method), "matched", study.varied(match_norms=True)
 
 
 def continual_ablations(study: Study, num_rows: Sequence[int]) -> list[Row]:

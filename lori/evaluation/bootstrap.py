@@ -25,7 +25,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 from lori.choices.domains import Example
 from lori.config import CompareConfig
 from lori.evaluation.intervals import Interval
-from lori.evaluation.row_names import MEAN, OVER_REFUSAL, sides
+from lori.evaluation.row_names import MEAN, OVER_REFUSAL, RowName
 from lori.evaluation.scoring import cluster_of, pass_at_k
 
 LEVEL = 0.95
@@ -203,7 +203,7 @@ def _widening(num_seeds: int) -> float:
     return float(math.sqrt(num_seeds / (num_seeds - 1)) * t.ppf(tail, num_seeds - 1) / norm.ppf(tail))
 
 
-def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, dict[str, Interval]]:
+def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[RowName, dict[str, Interval]]:
     """By row and pair of `config`: the interval of each domain, and of their `MEAN`.
 
     `outcomes` are of one seed each, in the order of `config.rows`. A row is of the seeds that all its domains have, a
@@ -212,7 +212,7 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
     Raises:
         ValueError: if two rows of a pair have no seed in common.
     """
-    rows: dict[str, dict[str, Outcomes]] = {}
+    rows: dict[RowName, dict[str, Outcomes]] = {}
     for row in dict.fromkeys(config.rows):
         places = [place for place, name in enumerate(config.rows) if name == row]
         by_domain: dict[str, dict[int, list[Outcomes]]] = {}
@@ -220,12 +220,12 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
             of_domain = by_domain.setdefault(config.domains[place], {})
             of_domain.setdefault(config.seeds[place], []).append(outcomes[place])
         shared = sorted(set.intersection(*map(set, by_domain.values())))
-        rows[row] = {
+        rows[RowName.parse(row)] = {
             domain: _of_all_seeds({seed: average(of_domain[seed]) for seed in shared})
             for domain, of_domain in by_domain.items()
         }
-    for pair in config.pairs:
-        one, other = (rows[side] for side in sides(pair))
+    for pair in map(RowName.parse, config.pairs):
+        one, other = (rows[side] for side in pair.sides)
         rows[pair] = {domain: difference(*at_shared_seeds(one[domain], other[domain])) for domain in one}
     return {
         name: {
