@@ -25,8 +25,8 @@ from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 from lori.choices.domains import Example
 from lori.config import CompareConfig
 from lori.evaluation.intervals import Interval
-from lori.evaluation.row_names import MEAN, OVER_REFUSAL, RowName
-from lori.evaluation.scoring import cluster_of, pass_at_k
+from lori.evaluation.row_names import MEAN, RowName, domain_of
+from lori.evaluation.scoring import SCORERS, cluster_of
 
 LEVEL = 0.95
 BATCH = 200  # resamples in memory at once
@@ -57,8 +57,7 @@ def outcomes_of(
 ) -> Outcomes:
     """The headline score of a domain, or over-refusal, taken apart: what each seed's `records` (evaluation) scored.
 
-    nlu is the mean of its families; of safety's requests the harmful ones count, for over-refusal the others; code's
-    items are their share of passing samples (pass@1).
+    `Scorer` says which items count for a measure, and what each is worth.
 
     Raises:
         ValueError: if the records are of other rows than `examples`.
@@ -66,25 +65,17 @@ def outcomes_of(
     for seed, of_seed in records.items():
         if [example.id for example in examples] != [record["id"] for record in of_seed]:
             raise ValueError(f"The records of seed {seed} are of other rows: give the rows that they were made from.")
-    kinds: dict[str, list[int]] = {}
+    scorer = SCORERS[domain_of(measure)]
+    parts: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        if measure not in _OF_HARMFUL or example.answer["harmful"] == _OF_HARMFUL[measure]:
-            kinds.setdefault(example.family if measure == "nlu" else measure, []).append(place)
-    scores = np.array([[_SCORES[measure](record) for record in of_seed] for of_seed in records.values()])
+        counts_for, part = scorer.part_of(example)
+        if counts_for == measure:
+            parts.setdefault(part, []).append(place)
+    scores = np.array([[scorer.percent(record) for record in of_seed] for of_seed in records.values()])
     strata = [
-        _stratum([examples[place] for place in kind], scores[:, kind], 1 / len(kinds)) for kind in kinds.values()
+        _stratum([examples[place] for place in part], scores[:, part], 1 / len(parts)) for part in parts.values()
     ]
     return Outcomes(tuple(records), tuple(strata))
-
-
-_SCORES = {
-    "nlu": lambda record: 100.0 * record["correct"],
-    "math": lambda record: 100.0 * record["correct"],
-    "code": lambda record: 100.0 * pass_at_k(record["num_samples"], record["num_correct"], 1),
-    "safety": lambda record: 100.0 * record["refused"],
-    OVER_REFUSAL: lambda record: 100.0 * record["refused"],
-}
-_OF_HARMFUL = {"safety": True, OVER_REFUSAL: False}  # which requests count, where not all do
 
 
 def _stratum(examples: Sequence[Example], scores: NDArray[np.float64], weight: float) -> Stratum:
