@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 TARGET = Path(__file__).parent / "scale-model-report"
-PAGE, LEFT_OUT = "figures.html", ("cells.csv", "index.html", "figures.sha256")
-LEFT_OUT_OF_FOLDERS = (PAGE, "intervals.csv")
+PAGE = "figures.html"  # two megabytes
+LEFT_OUT, LEFT_OUT_OF_FOLDERS = (PAGE, "cells.csv", "index.html", "figures.sha256"), ("intervals.csv",)
 
 
 def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> None:
@@ -27,7 +27,7 @@ def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> Non
         is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
         if not is_empty and path.name not in left_out and (pictures or path.suffix != ".png"):
             shutil.copy(path, target)
-    gone = ([rf"^.*\[{PAGE}\].*\n\n"] if folder else []) + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
+    gone = [rf"^.*\[{PAGE}\].*\n\n"] + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
     readme = target / "README.md"
     for paragraph in gone:
         readme.write_text(re.sub(paragraph, "", readme.read_text(), flags=re.MULTILINE))

@@ -8,7 +8,7 @@ from flows import parameters as p
 from flows.study.comparison import Row
 from flows.tables import adapter, after, merged, scores
 from lori.choices.profiles import ABLATIONS, CONTINUAL_ROWS, MERGE_CURVE
-from lori.evaluation.row_names import continual_setting, weight_setting
+from lori.evaluation.row_names import WEIGHT, continual_setting, merge_setting
 from lori.recipes import checked_profile
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def _merges(study: "Study", merge_method: str, weights: Sequence[float]) -> Iter
     profile = study.profile
     num_domains = len(profile.domains)
     for weight in weights:
-        yield weight_setting(merge_method), f"{weight:g}", study.varied(weights=(weight,) * num_domains)
+        yield merge_setting(WEIGHT, merge_method), f"{weight:g}", study.varied(weights=(weight,) * num_domains)
     if merge_method != profile.merge_methods[0]:
         return
     for num in range(2, num_domains):
-        yield f"adapters of {merge_method}", str(num), study.varied(domains=profile.domains[:num])
-    yield f"norms of {merge_method}", "matched", study.varied(match_norms=True)
+        yield merge_setting("adapters", merge_method), str(num), study.varied(domains=profile.domains[:num])
+    yield merge_setting("norms", merge_method), "matched", study.varied(match_norms=True)
 
 
 def continual_ablations(study: "Study", num_rows: Sequence[int]) -> list[Row]:

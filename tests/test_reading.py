@@ -1,35 +1,31 @@
-"""Many threads that look for runs at the same time."""
+"""Many runs and models that are read together."""
 
-from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from stores import Store, open_run
 
-from tasks.tracking.reading import run_reader
+from tasks.tracking import reading
+from tasks.tracking.reading import read_models, read_runs
 
 
-def test_each_of_many_threads_gets_the_run_that_it_asked_for_as_it_is_now(store: Store) -> None:
+def test_runs_are_read_together_as_they_are_now(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "TOGETHER", 4)  # of six: two requests
     runtime, client = store.runtime, MlflowClient(store.runtime.tracking_uri)
     run_ids = [open_run(runtime, f"train-v1-{number}") for number in range(6)]
     client.delete_run(run_ids[0])
-    reader = run_reader(runtime.tracking_uri, runtime.experiment)
-    with ThreadPoolExecutor(24) as threads:
-        for value in ("first", "second"):
-            for run_id in run_ids[1:]:
-                client.set_tag(run_id, "now", value)
-            asked = run_ids * 4
-            found = list(threads.map(reader.read, asked))
-            assert [run.info.run_id for run in found] == asked
-            assert {run.data.tags["now"] for run in found if run.info.lifecycle_stage == "active"} == {value}
-            assert found[0].info.lifecycle_stage == "deleted"
+    for value in ("first", "second"):
+        for run_id in run_ids[1:]:
+            client.set_tag(run_id, "now", value)
+        found = read_runs(runtime, run_ids)
+        assert set(found) == set(run_ids)
+        assert {run.data.tags["now"] for run in found.values() if run.info.lifecycle_stage == "active"} == {value}
+        assert found[run_ids[0]].info.lifecycle_stage == "deleted"
 
 
-def test_a_run_of_another_experiment_is_found_and_an_unknown_one_is_not(store: Store) -> None:
+def test_what_the_experiment_does_not_have_is_left_out(store: Store) -> None:
     runtime, client = store.runtime, MlflowClient(store.runtime.tracking_uri)
-    other = client.create_run(client.create_experiment(f"{runtime.experiment}-other")).info.run_id
-    reader = run_reader(runtime.tracking_uri, runtime.experiment)
-    assert reader.read(other).info.run_id == other
-    with pytest.raises(MlflowException, match="not found"):
-        reader.read("0" * 32)
+    experiment_id = client.create_experiment(f"{runtime.experiment}-other")
+    run_id = client.create_run(experiment_id).info.run_id
+    model_id = client.create_logged_model(experiment_id).model_id
+    assert read_runs(runtime, [run_id, "0" * 32]) == {}
+    assert read_models(runtime, [model_id, "m-0"]) == {}
+    assert read_runs(runtime, []) == {}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lori.choices.domains import Example
+from lori.config import CompareConfig
 from lori.evaluation.bootstrap import Outcomes, Stratum, average, compare, difference, mean_over, outcomes_of, score_of
 from lori.evaluation.bootstrap import interval as interval_of
 from lori.evaluation.intervals import Interval
@@ -175,6 +176,10 @@ def single_seed(scores: np.ndarray, seed: int) -> Outcomes:
     return replace(outcomes(scores[None]), seeds=(seed,))
 
 
+def compared(config: CompareConfig, measured: list[Outcomes]) -> dict[str, dict[str, Interval]]:
+    return {str(name): found for name, found in compare(config, measured).items()}
+
+
 def test_rows_and_pairs_of_a_table_are_compared_by_domain_and_over_domains() -> None:
     nlu, math_scores = coin_flips(9, (3, 2, 100)), coin_flips(10, (3, 2, 100))  # by row, seed and item
     rows, domains, seeds, measured = [], [], [], []
@@ -186,7 +191,7 @@ def test_rows_and_pairs_of_a_table_are_compared_by_domain_and_over_domains() -> 
                 seeds.append(seed)
                 measured.append(single_seed(scores[row, seed], seed))
     config = compare_config(rows=rows, domains=domains, seeds=seeds, pairs=["lori-s − lora"])
-    found = compare(config, measured)
+    found = compared(config, measured)
     twice = {"nlu": nlu[1:].mean(), "math": math_scores[1:].mean()}
     assert {domain: found["lori-s"][domain].mean for domain in twice} == pytest.approx(twice)
     assert found["lori-s"]["mean"].mean == pytest.approx((twice["nlu"] + twice["math"]) / 2)
@@ -203,7 +208,7 @@ def test_a_pair_is_compared_at_the_seeds_that_both_have() -> None:
     ]
     names, seeds = [*"aaabb"], [0, 1, 2, 2, 1]
     config = compare_config(rows=names, domains=["nlu"] * 5, seeds=seeds, pairs=["b − a"])
-    found = compare(config, measured)["b − a"]["nlu"]
+    found = compared(config, measured)["b − a"]["nlu"]
     assert (found.num_seeds, found.mean) == (2, pytest.approx(b.mean() - a[1:].mean()))
 
 
@@ -212,7 +217,7 @@ def test_a_difference_of_differences_is_paired_too() -> None:
     measured = [single_seed(scores[seed], seed) for scores in found.values() for seed in (0, 1)]
     names, pairs = [name for name in found for _ in (0, 1)], ["a − b", "c − d", "a − b less c − d"]
     config = compare_config(rows=names, domains=["nlu"] * 8, seeds=[0, 1] * 4, pairs=pairs)
-    each = compare(config, measured)["a − b less c − d"]["nlu"]
+    each = compared(config, measured)["a − b less c − d"]["nlu"]
     means = {name: scores.mean() for name, scores in found.items()}
     assert each.mean == pytest.approx(means["a"] - means["b"] - means["c"] + means["d"])
     combined = outcomes(found["a"] - found["b"] - found["c"] + found["d"])
@@ -225,7 +230,7 @@ def test_a_row_is_of_the_seeds_that_all_its_domains_have() -> None:
         single_seed(math_scores[place], seed) for place, seed in enumerate((2, 1))
     ]
     domains, seeds = ["nlu"] * 3 + ["math"] * 2, [0, 1, 2, 2, 1]
-    found = compare(compare_config(rows=["a"] * 5, domains=domains, seeds=seeds, pairs=[]), measured)["a"]
+    found = compared(compare_config(rows=["a"] * 5, domains=domains, seeds=seeds, pairs=[]), measured)["a"]
     assert {domain: each.num_seeds for domain, each in found.items()} == {"nlu": 2, "math": 2, "mean": 2}
     assert found["nlu"].mean == pytest.approx(nlu[1:].mean())
 

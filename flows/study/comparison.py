@@ -2,23 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lori.choices.methods import METHODS
 from lori.evaluation.claims import CLAIMS
-from lori.evaluation.row_names import (
-    BEFORE,
-    KEPT,
-    LEARNED,
-    LESS,
-    MINUS,
-    OVER_REFUSAL,
-    REFERENCE,
-    ablation_name,
-    domain_of,
-    sides,
-)
+from lori.evaluation.row_names import BEFORE, KEPT, LEARNED, OVER_REFUSAL, REFERENCE, RowName, domain_of
 from lori.plan.cell import Cell
 from lori.recipes.configs import compare_config
 
@@ -57,12 +46,12 @@ def comparison(cells: "Cells", rows: Sequence[Row], asked: Sequence[Row] | None 
     wanted = Counter((name, seed) for name, _, seed, _ in _all_places(rows if asked is None else asked))
     there = Counter((name, seed) for name, _, seed, _ in places)
     places = [place for place in places if there[place[0], place[2]] == wanted[place[0], place[2]]]
-    measured: dict[str, dict[str, set[int]]] = {}  # by row and measure the seeds
+    measured: dict[RowName, dict[str, set[int]]] = {}  # by row and measure the seeds
     for name, measure, seed, _ in places:
         measured.setdefault(name, {}).setdefault(measure, set()).add(seed)
     pairs = []
     for pair in dict.fromkeys([*_pairs([*measured]), *_unusual(rows), *_claimed()]):
-        one, other = (measured.get(side, {}) for side in sides(pair))
+        one, other = (measured.get(side, {}) for side in pair.sides)
         if shared := _shared_seeds(one, other):
             pairs.append(pair)
             measured[pair] = dict.fromkeys(one, shared)
@@ -70,7 +59,7 @@ def comparison(cells: "Cells", rows: Sequence[Row], asked: Sequence[Row] | None 
         return None
     tests = {cell.config.domain: cell for cell in cells.of("dataset") if cell.config.split == "test"}
     names, measures, seeds, scores = zip(*places, strict=True)
-    config = compare_config(rows=names, domains=measures, seeds=seeds, pairs=pairs)
+    config = compare_config(rows=[*map(str, names)], domains=measures, seeds=seeds, pairs=[*map(str, pairs)])
     datasets = [tests[domain] for domain in dict.fromkeys(map(domain_of, measures))]
     return cells.request("compare", config, scores=[*scores], datasets=datasets)
 
@@ -82,51 +71,49 @@ def _shared_seeds(one: Mapping[str, set[int]], other: Mapping[str, set[int]]) ->
     return set.intersection(*one.values(), *other.values())
 
 
-def _all_places(rows: Sequence[Row]) -> list[tuple[str, str, int, Cell]]:
+def _all_places(rows: Sequence[Row]) -> list[tuple[RowName, str, int, Cell]]:
     return list(dict.fromkeys(place for row in rows for place in _places(row)))
 
 
-def _places(row: Row) -> Iterator[tuple[str, str, int, Cell]]:
+def _places(row: Row) -> Iterator[tuple[RowName, str, int, Cell]]:
     """Name, measure, seed and score of what the row measured on test rows."""
     if row.table == "sweep":
         return
     method, seed = row.labels["method"], row.labels["seed"]
-    names = {
-        "single": [method],
-        "merging": [f"{method} {row.labels.get('merge')}"] * len(row.scores),
-        "continual": [f"{method} {measured}" for measured in (BEFORE, KEPT, LEARNED)],
-        "ablations": [ablation_name(row.labels)] * len(row.scores) if row.table == "ablations" else [],
-    }
-    for name, score in zip(names[row.table], row.scores, strict=True):
-        all_names = [name, f"{name} {row.labels['new_domain']}"] if row.table == "continual" else [name]
-        for each in all_names:
-            yield each, score.config.domain, seed, score
+    names = [[RowName.of(row.labels)]] * len(row.scores)
+    if row.table == "continual":
+        averaged = [RowName(method, measured=measured) for measured in (BEFORE, KEPT, LEARNED)]
+        names = [[name, replace(name, new_domain=row.labels["new_domain"])] for name in averaged]
+    for of_score, score in zip(names, row.scores, strict=True):
+        for name in of_score:
+            yield name, score.config.domain, seed, score
             if score.config.domain == domain_of(OVER_REFUSAL):
-                yield f"{each} {OVER_REFUSAL}", OVER_REFUSAL, seed, score
+                yield replace(name, is_over_refusal=True), OVER_REFUSAL, seed, score
 
 
-def _unusual(rows: Sequence[Row]) -> Iterator[str]:
+def _unusual(rows: Sequence[Row]) -> Iterator[RowName]:
     for row in rows:
         if row.usual and row.labels["value"] != row.usual:
-            yield f"{ablation_name(row.labels)}{MINUS}{ablation_name({**row.labels, 'value': row.usual})}"
+            name = RowName.of(row.labels)
+            yield replace(name, minus=replace(name, value=row.usual))
 
 
-def _claimed() -> list[str]:
+def _claimed() -> list[RowName]:
     """What the claims name, a difference of differences after these."""
-    return [each for claim in CLAIMS for pair in claim.pairs for each in (*pair.split(LESS), pair)]
+    return [each for claim in CLAIMS for pair in claim.pairs for each in (*(pair.sides if pair.less else ()), pair)]
 
 
-def _pairs(names: Sequence[str]) -> Iterator[str]:
+def _pairs(names: Sequence[RowName]) -> Iterator[RowName]:
     for name in names:
-        method, _, measured = name.partition(" ")
-        if measured.startswith(BEFORE):  # what continual learning starts from is compared in the first table
+        if name.measured == BEFORE:  # what continual learning starts from is compared in the first table
             continue
-        if method != REFERENCE:
-            yield f"{name}{MINUS}{REFERENCE} {measured}".strip()
-        control_of = METHODS[method].control_of if method in METHODS else None
+        method = RowName(name.method)
+        if name.method != REFERENCE:
+            yield replace(name, minus=replace(name, method=REFERENCE))
+        control_of = METHODS[name.method].control_of if name.method in METHODS else None
         if control_of:
-            yield f"{name}{MINUS}{control_of} {measured}".strip()
-        if measured == KEPT:
-            yield f"{name}{MINUS}{method} {BEFORE}"
-        elif measured not in ("", LEARNED):
-            yield f"{name}{MINUS}{method}"
+            yield replace(name, minus=replace(name, method=control_of))
+        if name == replace(method, measured=KEPT):
+            yield replace(name, minus=replace(method, measured=BEFORE))
+        elif name not in (method, replace(method, measured=LEARNED)):
+            yield replace(name, minus=method)

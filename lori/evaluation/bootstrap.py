@@ -25,8 +25,8 @@ from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 from lori.choices.domains import Example
 from lori.config import CompareConfig
 from lori.evaluation.intervals import Interval
-from lori.evaluation.row_names import MEAN, OVER_REFUSAL, sides
-from lori.evaluation.scoring import cluster_of, pass_at_k
+from lori.evaluation.row_names import MEAN, RowName, domain_of
+from lori.evaluation.scoring import SCORERS, cluster_of
 
 LEVEL = 0.95
 BATCH = 200  # resamples in memory at once
@@ -57,8 +57,7 @@ def outcomes_of(
 ) -> Outcomes:
     """The headline score of a domain, or over-refusal, taken apart: what each seed's `records` (evaluation) scored.
 
-    nlu is the mean of its families; of safety's requests the harmful ones count, for over-refusal the others; code's
-    items are their share of passing samples (pass@1).
+    `Scorer` says which items count for a measure, and what each is worth.
 
     Raises:
         ValueError: if the records are of other rows than `examples`.
@@ -66,25 +65,17 @@ def outcomes_of(
     for seed, of_seed in records.items():
         if [example.id for example in examples] != [record["id"] for record in of_seed]:
             raise ValueError(f"The records of seed {seed} are of other rows: give the rows that they were made from.")
-    kinds: dict[str, list[int]] = {}
+    scorer = SCORERS[domain_of(measure)]
+    parts: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        if measure not in _OF_HARMFUL or example.answer["harmful"] == _OF_HARMFUL[measure]:
-            kinds.setdefault(example.family if measure == "nlu" else measure, []).append(place)
-    scores = np.array([[_SCORES[measure](record) for record in of_seed] for of_seed in records.values()])
+        counts_for, part = scorer.part_of(example)
+        if counts_for == measure:
+            parts.setdefault(part, []).append(place)
+    scores = np.array([[scorer.percent(record) for record in of_seed] for of_seed in records.values()])
     strata = [
-        _stratum([examples[place] for place in kind], scores[:, kind], 1 / len(kinds)) for kind in kinds.values()
+        _stratum([examples[place] for place in part], scores[:, part], 1 / len(parts)) for part in parts.values()
     ]
     return Outcomes(tuple(records), tuple(strata))
-
-
-_SCORES = {
-    "nlu": lambda record: 100.0 * record["correct"],
-    "math": lambda record: 100.0 * record["correct"],
-    "code": lambda record: 100.0 * pass_at_k(record["num_samples"], record["num_correct"], 1),
-    "safety": lambda record: 100.0 * record["refused"],
-    OVER_REFUSAL: lambda record: 100.0 * record["refused"],
-}
-_OF_HARMFUL = {"safety": True, OVER_REFUSAL: False}  # which requests count, where not all do
 
 
 def _stratum(examples: Sequence[Example], scores: NDArray[np.float64], weight: float) -> Stratum:
@@ -203,7 +194,7 @@ def _widening(num_seeds: int) -> float:
     return float(math.sqrt(num_seeds / (num_seeds - 1)) * t.ppf(tail, num_seeds - 1) / norm.ppf(tail))
 
 
-def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, dict[str, Interval]]:
+def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[RowName, dict[str, Interval]]:
     """By row and pair of `config`: the interval of each domain, and of their `MEAN`.
 
     `outcomes` are of one seed each, in the order of `config.rows`. A row is of the seeds that all its domains have, a
@@ -212,7 +203,7 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
     Raises:
         ValueError: if two rows of a pair have no seed in common.
     """
-    rows: dict[str, dict[str, Outcomes]] = {}
+    rows: dict[RowName, dict[str, Outcomes]] = {}
     for row in dict.fromkeys(config.rows):
         places = [place for place, name in enumerate(config.rows) if name == row]
         by_domain: dict[str, dict[int, list[Outcomes]]] = {}
@@ -220,12 +211,12 @@ def compare(config: CompareConfig, outcomes: Sequence[Outcomes]) -> dict[str, di
             of_domain = by_domain.setdefault(config.domains[place], {})
             of_domain.setdefault(config.seeds[place], []).append(outcomes[place])
         shared = sorted(set.intersection(*map(set, by_domain.values())))
-        rows[row] = {
+        rows[RowName.parse(row)] = {
             domain: _of_all_seeds({seed: average(of_domain[seed]) for seed in shared})
             for domain, of_domain in by_domain.items()
         }
-    for pair in config.pairs:
-        one, other = (rows[side] for side in sides(pair))
+    for pair in map(RowName.parse, config.pairs):
+        one, other = (rows[side] for side in pair.sides)
         rows[pair] = {domain: difference(*at_shared_seeds(one[domain], other[domain])) for domain in one}
     return {
         name: {

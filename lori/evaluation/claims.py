@@ -1,14 +1,14 @@
 """The paper's claims as rules, fixed before anything is computed, so that no threshold can be fitted to a result.
 
 Each rule is about the difference of two rows, the mean over domains, with its 95 % interval over seeds and test items
-(`lori/evaluation/bootstrap.py`). Rows are named as in `flows/study/comparison.py`.
+(`lori/evaluation/bootstrap.py`). `RowName` says what the names of rows mean.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lori.evaluation.intervals import Interval, Intervals
-from lori.evaluation.row_names import MEAN
+from lori.evaluation.row_names import MEAN, RowName
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot tell"
 MIN_SEEDS = 5  # with fewer the spread between seeds is hardly known
@@ -18,7 +18,7 @@ MIN_SEEDS = 5  # with fewer the spread between seeds is hardly known
 class Rule:
     """The difference `pair` is more than `threshold` percentage points."""
 
-    pair: str
+    pair: RowName
     threshold: float
 
 
@@ -33,11 +33,11 @@ class Claim:
 
     text: str
     rules: tuple[Rule, ...]
-    controls: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    controls: tuple[RowName, ...] = ()
+    beside: tuple[RowName, ...] = ()
 
     @property
-    def pairs(self) -> tuple[str, ...]:
+    def pairs(self) -> tuple[RowName, ...]:
         """All that it names."""
         return (*(rule.pair for rule in self.rules), *self.controls, *self.beside)
 
@@ -51,38 +51,46 @@ class Finding:
     verdict: str
 
 
+def _more(pair: str, than: float) -> Rule:
+    return Rule(RowName.parse(pair), than)
+
+
+def _pairs(*texts: str) -> tuple[RowName, ...]:
+    return tuple(map(RowName.parse, texts))
+
+
 CLAIMS = (
     Claim(  # "match or beat": not worse by more than a point
         "LoRI-D and LoRI-S match LoRA on single domains, with a half and a twentieth of its trainable entries",
-        (Rule("lori-d − lora", -1.0), Rule("lori-s − lora", -1.0)),
-        (
+        (_more("lori-d − lora", -1.0), _more("lori-s − lora", -1.0)),
+        _pairs(
             "lori-d-trained-a − lori-d",
             "lori-s-trained-a − lori-s",
             "lori-s-random-mask − lori-s",
             "lori-s-fresh-a − lori-s",
         ),
-        ("lori-d − dora", "lori-s − dora", "lori-d − full", "lori-s − full"),
+        _pairs("lori-d − dora", "lori-s − dora", "lori-d − full", "lori-s − full"),
     ),
     Claim(
         "Merged by concat, LoRI-D's adapters keep more than LoRA's",
-        (Rule("lori-d concat − lora concat", 0.0),),
-        (
+        (_more("lori-d concat − lora concat", 0.0),),
+        _pairs(
             "lori-d-trained-a concat − lori-d concat",
             "lori-s-trained-a concat − lori-s concat",
             "lori-d-shared-a concat − lori-d concat",
             "lori-s-shared-a concat − lori-s concat",
         ),
-        ("lori-s concat − lora concat", "lori-d concat − lori-d less lora concat − lora"),
+        _pairs("lori-s concat − lora concat", "lori-d concat − lori-d less lora concat − lora"),
     ),
     Claim(
         "After another domain, LoRI-S keeps more of safety than LoRA",
-        (Rule("lori-s kept − lora kept", 0.0),),
-        (
+        (_more("lori-s kept − lora kept", 0.0),),
+        _pairs(
             "lori-s-random-mask kept − lori-s kept",
             "lori-s-disjoint kept − lori-s kept",
             "lori-s-trained-a kept − lori-s kept",
         ),
-        (
+        _pairs(
             "lori-s kept − lori-s before less lora kept − lora before",
             "lori-s kept over-refusal − lora kept over-refusal",
             "lori-s learned − lora learned",

@@ -1,8 +1,10 @@
-"""Intervals as they are logged and shown; `stats.py` computes them."""
+"""Intervals as they are logged and shown; `bootstrap.py` computes them."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lori.evaluation.row_names import RowName
 
 QUANTILE = 1.96  # of the normal distribution, for 95 %
 
@@ -17,7 +19,7 @@ class Interval:
     num_seeds: int
 
 
-Intervals = Mapping[str, Mapping[str, Interval]]  # by row or pair of rows, and domain
+Intervals = Mapping[RowName, Mapping[str, Interval]]  # by row or difference of rows, and domain
 
 
 def to_metrics(intervals: Intervals) -> dict[str, float]:
@@ -31,12 +33,12 @@ def to_metrics(intervals: Intervals) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
-def from_metrics(metrics: Mapping[str, float]) -> dict[str, dict[str, Interval]]:
+def from_metrics(metrics: Mapping[str, float]) -> dict[RowName, dict[str, Interval]]:
     """What `to_metrics` flattened."""
-    found: dict[str, dict[str, Interval]] = {}
+    found: dict[RowName, dict[str, Interval]] = {}
     for place in dict.fromkeys(name.rpartition("/")[0] for name in metrics):
         row, _, domain = place.rpartition("/")
         low, high = metrics.get(f"{place}/low", -math.inf), metrics.get(f"{place}/high", math.inf)
         interval = Interval(metrics[f"{place}/mean"], low, high, int(metrics[f"{place}/num_seeds"]))
-        found.setdefault(row, {})[domain] = interval
+        found.setdefault(RowName.parse(row), {})[domain] = interval
     return found

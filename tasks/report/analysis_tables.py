@@ -5,12 +5,13 @@ at one norm of the update: a larger one moves the base further, whoever made it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import REFERENCE, continual_domains, weight_merge
+from lori.evaluation.row_names import REFERENCE, THEN, WEIGHT, RowName
 from tasks.report.table import Estimate, Table, Value
 from tasks.result_files import Pairs
 
@@ -29,19 +30,27 @@ alignment is the mean squared cosine of the principal angles between their row s
 Masks overlap by the entries that both keep, as a multiple of what chance alone would leave to both."""
 
 
+def by_setting(ablations: Table) -> dict[RowName, list[Mapping[str, Value]]]:
+    """The rows of each setting, named without method and value."""
+    groups: dict[RowName, list[Mapping[str, Value]]] = {}
+    for row in ablations.rows:
+        groups.setdefault(replace(RowName.of(row), method="", value=""), []).append(row)
+    return groups
+
+
 def matched_table(ablations: Table) -> Table:
     """A row a pair of domains: the score of the new one that all reach, and what each method then keeps of the first.
 
-    `ablations` has the rows of continual learning on fewer rows, by `continual_setting`.
+    `ablations` has the rows of continual learning on fewer rows.
     """
     rows: list[dict[str, Value]] = []
     methods: dict[str, str] = {}
-    for setting in dict.fromkeys(str(row["setting"]) for row in ablations.rows):
-        if (domains := continual_domains(setting)) is None:
+    for name, of_setting in by_setting(ablations).items():
+        if not name.first_domain:
             continue
-        points = _points(*domains, [row for row in ablations.rows if row["setting"] == setting])
+        points = _points(name.first_domain, name.new_domain, of_setting)
         reached = min(max(learned) for learned, _ in points.values())
-        row: dict[str, Value] = {"domains": " → ".join(domains), "reached": f"{reached:.1f}"}
+        row: dict[str, Value] = {"domains": f"{name.first_domain}{THEN}{name.new_domain}", "reached": f"{reached:.1f}"}
         for method, (learned, kept) in points.items():
             methods[method] = method
             row[method] = f"{np.interp(reached, learned, kept):.1f}" if reached >= learned[0] else None
@@ -63,17 +72,17 @@ def _points(first: str, new: str, rows: Rows) -> dict[str, tuple[list[float], li
 def norms_table(ablations: Table) -> Table:
     """A row for each merge and weight of LoRA's: the norm of its update, and what each method scores at that norm.
 
-    `ablations` has the rows of merges with other weights, by `weight_setting`. A merge's score is no function of its
+    `ablations` has the rows of merges with other weights. A merge's score is no function of its
     norm where weights differ between adapters: these are the same for all.
     """
     rows: list[dict[str, Value]] = []
     methods: dict[str, str] = {}
-    for setting in dict.fromkeys(str(row["setting"]) for row in ablations.rows):
-        if (merge := weight_merge(setting)) is None:
+    for name, of_setting in by_setting(ablations).items():
+        if name.setting != WEIGHT:
             continue
-        points = _norm_points([row for row in ablations.rows if row["setting"] == setting])
+        points = _norm_points(of_setting)
         for norm in points.get(REFERENCE, ([], []))[0]:
-            row: dict[str, Value] = {"merge": merge, "norm": norm}
+            row: dict[str, Value] = {"merge": name.merge, "norm": norm}
             for method, (norms, scores) in points.items():
                 methods[method] = method
                 is_within = norms[0] <= norm <= norms[-1]

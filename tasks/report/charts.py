@@ -1,4 +1,4 @@
-"""What the report's figures show, from its tables: drawn as pictures (figures.py) and as a page (interactive.py)."""
+"""What the report's figures show, from its tables; charts_png.py draws them as pictures, charts_html.py on a page."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import UNMERGED, continual_domains, weight_merge
+from lori.evaluation.row_names import THEN, WEIGHT
+from tasks.report.analysis_tables import by_setting
+from tasks.report.scores import NO_MERGE, UNMERGED
 from tasks.report.table import Estimate, Table, Value
 from tasks.result_files import Pairs
 
@@ -78,8 +80,12 @@ def _single(tables: Mapping[str, Table]) -> Iterator[Chart]:
 def _merging(tables: Mapping[str, Table]) -> Iterator[Chart]:
     """Groups are merges, bars methods."""
     table = tables["merging"]
-    points = [(str(row["method"]), str(row["merge"]).partition(" ")[0], row["mean"]) for row in table.rows]
+    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in table.rows]
     yield Chart(table.title, "", MEAN, "bars", _series(points))
+
+
+def _merge_of(row: Mapping[str, Value]) -> str:
+    return UNMERGED if row["merge"] == NO_MERGE else str(row["merge"])
 
 
 def _continual(tables: Mapping[str, Table]) -> Iterator[Chart]:
@@ -95,8 +101,8 @@ def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
     sizes = [(str(row["method"]), row["num_trainable"], row["mean"]) for row in trained]
     if sizes:
         yield Chart("(a) An adapter per domain", "trainable entries", MEAN, "lines", _series(sizes), log=True)
-    merges = [(row, str(row["merge"]).partition(" ")[0]) for row in tables["merging"].rows]
-    points = [(str(row["method"]), merge, row["mean"]) for row, merge in merges if merge in (UNMERGED, "concat")]
+    merges = [row for row in tables["merging"].rows if row["merge"] in (NO_MERGE, "concat")]
+    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in merges]
     if points:
         yield Chart("(b) Merged by concat", "", MEAN, "bars", _series(points))
     if tables["continual"].rows:
@@ -105,20 +111,19 @@ def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
 
 def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
     """A panel a setting, with lines where numbers have room between; continual: what is kept by what is learned."""
-    table = tables["ablations"]
-    for setting in dict.fromkeys(str(row["setting"]) for row in table.rows):
-        rows = [row for row in table.rows if row["setting"] == setting]
-        if domains := continual_domains(setting):
-            yield _trade(*domains, rows)
+    for name, rows in by_setting(tables["ablations"]).items():
+        if name.first_domain:
+            yield _trade(name.first_domain, name.new_domain, rows)
         elif len(rows) > len({row["method"] for row in rows}):  # else one value alone, which the table shows
             numbers = {str(row["value"]): _number(str(row["value"])) for row in rows}
-            log, is_line = weight_merge(setting) is not None, None not in numbers.values()
+            log, is_line = name.setting == WEIGHT, None not in numbers.values()
             if is_line:
                 rows.sort(key=lambda row: numbers[str(row["value"])] or 0.0)
                 is_line = log or not _are_crowded([number for number in numbers.values() if number is not None])
             places = numbers if is_line else {text: text for text in numbers}
             points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
-            yield Chart(setting, setting, MEAN, "lines" if is_line else "bars", _series(points), log and is_line)
+            kind = "lines" if is_line else "bars"
+            yield Chart(name.changed, name.changed, MEAN, kind, _series(points), log and is_line)
 
 
 def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
@@ -128,7 +133,7 @@ def _trade(first: str, new: str, rows: Sequence[Mapping[str, Value]]) -> Chart:
         for row in rows
         if isinstance(learned := row.get(DOMAINS[new].headline), Estimate)
     ]
-    return Chart(f"{first} → {new}", f"{new}, percent", KEPT, "lines", _series(points))
+    return Chart(f"{first}{THEN}{new}", f"{new}, percent", KEPT, "lines", _series(points))
 
 
 def _are_crowded(numbers: Sequence[float]) -> bool:

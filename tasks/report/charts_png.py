@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lori.evaluation.row_names import THEN
 from tasks import tracking
 from tasks.report.charts import Chart, Heat, Series
 from tasks.report.table import Estimate
@@ -44,7 +45,7 @@ def draw(axes: Axes, chart: Chart) -> None:
         else:
             _line(axes, series)
     if chart.kind == "bars":
-        labels = [str(place).replace(" → ", "\n→ ") for place in chart.places]
+        labels = [str(place).replace(THEN, f"\n{THEN.lstrip()}") for place in chart.places]
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
     elif chart.log:
         axes.set_xscale("log")

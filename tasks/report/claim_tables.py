@@ -7,8 +7,9 @@ from dataclasses import replace
 from lori.choices.domains import DOMAINS
 from lori.evaluation.claims import CLAIMS, MIN_SEEDS, OPEN, Finding, judge
 from lori.evaluation.intervals import Interval, Intervals
-from lori.evaluation.row_names import BEFORE, KEPT, LEARNED, MEAN, MINUS, OVER_REFUSAL, UNMERGED, ablation_name
+from lori.evaluation.row_names import BEFORE, KEPT, LABELS, LEARNED, MEAN, OVER_REFUSAL, THEN, RowName
 from lori.evaluation.scoring import OVER_REFUSAL_RATE
+from tasks.report.scores import NO_MERGE
 from tasks.report.table import Estimate, Table, Value
 
 VERDICT = f"""\
@@ -43,7 +44,7 @@ def _row(text: str, verdict: str, finding: Finding) -> dict[str, Value]:
     return {
         "claim": text,
         "verdict": verdict,
-        "pair": finding.rule.pair,
+        "pair": str(finding.rule.pair),
         "difference": finding.interval,
         "needed": f"> {finding.rule.threshold:g}",
         "rule": finding.verdict,
@@ -51,7 +52,7 @@ def _row(text: str, verdict: str, finding: Finding) -> dict[str, Value]:
     }
 
 
-def _unjudged(told: str, pair: str, interval: Interval) -> dict[str, Value]:
+def _unjudged(told: str, pair: RowName, interval: Interval) -> dict[str, Value]:
     """With no rule: whether 0 lies within its interval is what it says."""
     differs = "differs" if interval.low > 0 or interval.high < 0 else "no difference seen"
     is_known = interval.num_seeds >= MIN_SEEDS and math.isfinite(interval.low)
@@ -59,7 +60,7 @@ def _unjudged(told: str, pair: str, interval: Interval) -> dict[str, Value]:
     return {
         "claim": told,
         "verdict": "",
-        "pair": pair,
+        "pair": str(pair),
         "difference": interval,
         "needed": "",
         "rule": rule,
@@ -76,28 +77,31 @@ def with_intervals(name: str, table: Table, intervals: Intervals) -> Table:
     return replace(table, rows=rows)
 
 
-def _place(table: str, row: Mapping[str, Value], column: str) -> tuple[str, str] | None:
-    """Name and domain of a cell in comparisons; None if it is in none."""
-    method, headlines = str(row["method"]), {domain.headline: name for name, domain in DOMAINS.items()}
+def _place(table: str, row: Mapping[str, Value], column: str) -> tuple[RowName, str] | None:
+    """Name and measure of a cell in comparisons; None if it is in none."""
     if table == "continual":
-        first, _, new = str(row["domains"]).partition(" → ")
-        return {
-            "first_before": (f"{method} {BEFORE}", first),
-            "first_after": (f"{method} {KEPT} {new}", first),
-            "over_refusal_before": (f"{method} {BEFORE} {OVER_REFUSAL}", OVER_REFUSAL),
-            "over_refusal_after": (f"{method} {KEPT} {new} {OVER_REFUSAL}", OVER_REFUSAL),
-            "new_after": (f"{method} {LEARNED} {new}", new),
-        }.get(column)
-    domain = {**headlines, OVER_REFUSAL_RATE: OVER_REFUSAL, MEAN: MEAN}.get(column)
-    if table == "ablations":
-        name = ablation_name(row)
-    else:
-        merge = str(row.get("merge", UNMERGED)).partition(" ")[0]
-        name = method if merge == UNMERGED else f"{method} {merge}"
-    return (f"{name} {domain}" if domain == OVER_REFUSAL else name, domain) if domain else None
+        return _continual_place(str(row["method"]), str(row["domains"]), column)
+    name = RowName.of({label: row[label] for label in LABELS if row.get(label, NO_MERGE) != NO_MERGE})
+    if column == OVER_REFUSAL_RATE:
+        return replace(name, is_over_refusal=True), OVER_REFUSAL
+    measure = {**{domain.headline: name for name, domain in DOMAINS.items()}, MEAN: MEAN}.get(column)
+    return (name, measure) if measure else None
 
 
-def _with_ends(value: Value, place: tuple[str, str] | None, intervals: Intervals) -> Value:
+def _continual_place(method: str, domains: str, column: str) -> tuple[RowName, str] | None:
+    first, new = domains.split(THEN)
+    before = RowName(method, measured=BEFORE)
+    kept, learned = (RowName(method, measured=measured, new_domain=new) for measured in (KEPT, LEARNED))
+    return {
+        "first_before": (before, first),
+        "first_after": (kept, first),
+        "over_refusal_before": (replace(before, is_over_refusal=True), OVER_REFUSAL),
+        "over_refusal_after": (replace(kept, is_over_refusal=True), OVER_REFUSAL),
+        "new_after": (learned, new),
+    }.get(column)
+
+
+def _with_ends(value: Value, place: tuple[RowName, str] | None, intervals: Intervals) -> Value:
     found = intervals.get(place[0], {}).get(place[1]) if place else None
     if not isinstance(value, Estimate) or found is None or not math.isfinite(found.low):
         return value
@@ -106,20 +110,20 @@ def _with_ends(value: Value, place: tuple[str, str] | None, intervals: Intervals
 
 def differences_table(intervals: Intervals) -> Table:
     """Every difference between rows: by domain, and the mean over domains."""
-    pairs = {name: found for name, found in intervals.items() if MINUS in name}
+    pairs = {name: found for name, found in intervals.items() if name.minus}
     measured = {domain for found in pairs.values() for domain in found}
     titles = {**{name: row.title for name, row in DOMAINS.items()}, OVER_REFUSAL: "Over-refusal ↓"}
     columns = {name: title for name, title in titles.items() if name in measured} | {MEAN: "Mean"}
-    rows: list[dict[str, Value]] = [{"pair": name, **found} for name, found in pairs.items()]
+    rows: list[dict[str, Value]] = [{"pair": str(name), **found} for name, found in pairs.items()]
     return Table("Differences, with 95 % intervals", {"pair": "Compared", **columns}, rows)
 
 
 def scores_table(intervals: Intervals) -> Table:
     """Every row's score with its interval; for programs, as `intervals.csv`."""
     rows: list[dict[str, Value]] = [
-        {"row": name, "domain": domain, "score": interval, "seeds": interval.num_seeds}
+        {"row": str(name), "domain": domain, "score": interval, "seeds": interval.num_seeds}
         for name, found in intervals.items()
-        if MINUS not in name
+        if not name.minus
         for domain, interval in found.items()
     ]
     names = ("row", "domain", "score", "seeds")

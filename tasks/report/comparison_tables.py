@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lori.evaluation.row_names import NO_MERGE, UNMERGED
+from lori.evaluation.row_names import REFERENCE
 from lori.recipes.paper_results import PUBLISHED_FIGURES
+from tasks.report.scores import NO_MERGE, UNMERGED
 from tasks.report.table import Estimate, Table, Value
 from tasks.tracking.reports import Report
 
@@ -92,18 +93,18 @@ def paper_table(tables: Mapping[str, Table]) -> Table:
 def _ours(tables: Mapping[str, Table]) -> Iterator[tuple[str, float]]:
     single = {str(row["method"]): row for row in tables["single"].rows}
     sizes = {method: row["num_trainable"] for method, row in single.items()}
-    if isinstance(lora := sizes.get("lora"), int):
+    if isinstance(lora := sizes.get(REFERENCE), int):
         for method in LORI:
             if isinstance(size := sizes.get(method), int):
                 yield method, 100 * size / lora
     passed = {method: value.mean for method, row in single.items() if isinstance(value := row.get(PASS), Estimate)}
     better = [passed[method] for method in LORI if method in passed]
-    if better and passed.get("lora"):
-        yield "code", 100 * (max(better) / passed["lora"] - 1)
+    if better and passed.get(REFERENCE):
+        yield "code", 100 * (max(better) / passed[REFERENCE] - 1)
     merged = [
         value.mean
         for row in tables["merging"].rows
-        if row["method"] in LORI and not str(row["merge"]).startswith(UNMERGED)
+        if row["method"] in LORI and row["merge"] != NO_MERGE
         if isinstance(value := row.get(REFUSAL), Estimate)
     ]
     if merged:

@@ -5,9 +5,10 @@ from statistics import fmean
 from typing import Any
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import NO_MERGE, REFERENCE
+from lori.evaluation.row_names import REFERENCE, THEN
 from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of, validation_score
 from tasks.report.scores import (
+    NO_MERGE,
     Cell,
     by_seed,
     estimate_of,
@@ -71,7 +72,7 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         rows.append(
             {
                 "method": method,
-                "domains": f"{first} → {new}",
+                "domains": f"{first}{THEN}{new}",
                 "first_before": estimate_of(before, kept),
                 "first_after": estimate_of(after, kept),
                 "over_refusal_before": estimate_of(before, OVER_REFUSAL_RATE),

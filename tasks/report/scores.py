@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import UNMERGED
 from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of
 from tasks.report.table import Estimate, combine
 from tasks.results import Handle
+
+UNMERGED = "none"  # in place of a merge's name
+NO_MERGE = f"{UNMERGED} (an adapter each)"  # likewise, in tables
 
 
 @dataclass(frozen=True)

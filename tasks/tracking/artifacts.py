@@ -19,7 +19,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from tasks.results import Handle, Runtime
 from tasks.tracking.client import connect, is_server
 from tasks.tracking.digests import NO_CONTENT, Content, DamagedError, cached_directory, measure
-from tasks.tracking.reading import run_reader
+from tasks.tracking.reading import read_models, read_runs
 
 LOG = logging.getLogger(__name__)
 CONTENT_TAG = "lori.content"
@@ -143,9 +143,8 @@ def _missing(handle: Handle, reason: str) -> str:
 
 def are_available(runtime: Runtime, handles: Sequence[Handle]) -> list[bool]:
     """`is_available` of each, their runs and models read together."""
-    reader = run_reader(runtime.tracking_uri, runtime.experiment)
-    runs = reader.read_all(list(dict.fromkeys(handle.run_id for handle in handles)))
-    models = reader.read_all_models([_model_id(handle) for handle in handles if _is_model(handle)])
+    runs = read_runs(runtime, list(dict.fromkeys(handle.run_id for handle in handles)))
+    models = read_models(runtime, [_model_id(handle) for handle in handles if _is_model(handle)])
     with ThreadPoolExecutor(THREADS if is_server(runtime.tracking_uri) else 1) as threads:
         return list(threads.map(lambda handle: is_available(runtime, handle, runs, models), handles))
 
@@ -178,7 +177,7 @@ def _locate(
     """
     client = connect(runtime.tracking_uri)
     try:
-        run = runs.get(handle.run_id) or run_reader(runtime.tracking_uri, runtime.experiment).read(handle.run_id)
+        run = runs.get(handle.run_id) or client.get_run(handle.run_id)
         if run.info.lifecycle_stage == "deleted":
             raise LookupError(f"run {handle.run_id} is deleted")
         if not _is_model(handle):
