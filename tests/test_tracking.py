@@ -16,6 +16,7 @@ from stores import KEY, Store, client_of, open_run, runs_of
 
 from lori.config import Runtime
 from tasks import tracking
+from tasks.tracking.client import experiment_id_of
 
 NUM_RACES = 20
 
@@ -52,13 +53,51 @@ def test_one_key_with_two_configs_is_an_error_that_names_both(store: Store) -> N
         open_run(store.runtime, rank=16)
 
 
-def test_a_deleted_run_is_made_anew(store: Store) -> None:
-    first = open_run(store.runtime)
-    client_of(store).delete_run(first)
-    assert open_run(store.runtime) != first
+def test_a_deleted_run_is_made_anew_as_often_as_somebody_deletes_it(store: Store) -> None:
+    made = [open_run(store.runtime)]
+    for _ in range(3):
+        client_of(store).delete_run(made[-1])
+        made.append(open_run(store.runtime))
+        assert open_run(store.runtime) == made[-1]
+    assert len(set(made)) == 4
+
+
+def candidate(store: Store) -> str:
+    """The run that a process leaves which is killed before its election is over."""
+    experiment_id = experiment_id_of(store.runtime.tracking_uri, store.runtime.experiment)
+    return client_of(store).create_run(experiment_id, tags={"lori.key": KEY, "lori.elected": "no"}).info.run_id
+
+
+def test_a_candidate_that_a_killed_process_left_becomes_the_run(store: Store) -> None:
+    left = candidate(store)
+    assert open_run(store.runtime) == left
+    assert [run.info.run_id for run in runs_of(store)] == [left]
+
+
+def test_a_candidate_that_lost_is_deleted_by_whoever_comes_next(store: Store) -> None:
+    elected = open_run(store.runtime)
+    candidate(store)
+    assert open_run(store.runtime) == elected
+    assert [run.info.run_id for run in runs_of(store)] == [elected]
+
+
+def test_a_winner_that_was_killed_before_it_could_say_so_stays_elected(store: Store) -> None:
+    winner = open_run(store.runtime)
+    client = client_of(store)
+    client.set_tag(winner, "lori.elected", "no")
+    client.update_run(candidate(store), status="KILLED")
+    older = client.create_run(runs_of(store)[0].info.experiment_id, 1, {"lori.key": KEY, "lori.elected": "no"})
+    assert open_run(store.runtime) == winner != older.info.run_id
+    assert [run.info.run_id for run in runs_of(store)] == [winner]
+
+
+def test_no_page_lists_an_election(store: Store) -> None:
+    open_run(store.runtime)
+    assert not [found.name for found in client_of(store).search_experiments() if "ballot" in found.name]
 
 
 def test_machines_that_share_no_lock_elect_one_run(server: tuple[str, Path], tmp_path: Path) -> None:
+    """Each has a cache, and so its locks, of its own; a barrier lets all of them begin at once."""
     uri, _ = server
     experiment = f"race-{time.time_ns()}"
     runtimes = [Runtime(uri, str(tmp_path / machine), experiment) for machine in "abcd"]

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import count
 from typing import Any
 
 from mlflow import MlflowClient
@@ -14,8 +15,8 @@ from lori.config import Runtime, canonical
 from tasks.tracking.client import KEY_TAG, connect, experiment_id_of, is_server, key_lock
 from tasks.tracking.origin import provenance
 
-# Longer than a rival on another machine needs until its run is visible: so many times what it took us, and at least
-SETTLE_FACTOR, SETTLE_SECONDS = 4, 0.1
+ELECTED_TAG = "lori.elected"  # "no" of a run that is a candidate for its key; runs older than elections have none
+BALLOT_TAG = "lori.run"  # of a ballot: the id of the run that it elects
 MAX_RIVALS = 4  # that open one run at the same moment
 MAX_BATCH = 1000  # metrics a request, MLflow's limit
 ALIVE_TAG = "lori.alive"  # when somebody last worked on the run, in seconds since 1970
@@ -34,33 +35,72 @@ def open_run(
     client = connect(runtime.tracking_uri)
     experiment_id = experiment_id_of(runtime.tracking_uri, experiment)
     with key_lock(runtime, key):
-        run = _find_run(client, experiment_id, key)
-        if run is None:
-            began = time.monotonic()
-            mine = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
-            run = _elect_run(runtime, mine, key, settle=SETTLE_FACTOR * (time.monotonic() - began))
+        run = _run_of(client, experiment_id, key, name)
         if run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         asked = {"lori.flow_run": runtime.flow_run} if runtime.flow_run else {}
-        _log_identity(client, run, {KEY_TAG: key, **provenance(), **asked, **tags}, param_texts(params))
+        identity = {KEY_TAG: key, ELECTED_TAG: "yes", **provenance(), **asked, **tags}
+        _log_identity(client, run, identity, param_texts(params))
     return run.info.run_id
 
 
-def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
-    """The oldest, should there ever be two: every process then takes the same one."""
-    runs = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=100)
-    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+def _run_of(client: MlflowClient, experiment_id: str, key: str, name: str) -> Run:
+    """The oldest run of `key`, or the one that wins its election; every other candidate is deleted.
 
-
-def _elect_run(runtime: Runtime, mine: Run, key: str, *, settle: float) -> Run:
-    """MLflow knows no unique tag: after a pause in which a rival's run becomes visible, all keep the oldest."""
-    client = connect(runtime.tracking_uri)
-    if is_server(runtime.tracking_uri):  # all who write a SQLite file hold its lock in turn: no rivals
-        time.sleep(max(settle, SETTLE_SECONDS))
-    elected = _find_run(client, mine.info.experiment_id, key) or mine
-    if elected.info.run_id != mine.info.run_id:
-        client.delete_run(mine.info.run_id)
+    Only candidates of machines that share no lock meet here. One that a killed process left runs again.
+    """
+    query = f"tags.`{KEY_TAG}` = '{key}'"
+    found = list(client.search_runs([experiment_id], query, order_by=["attributes.start_time", "attributes.run_id"]))
+    candidates = [run for run in found if run.data.tags.get(ELECTED_TAG) == "no"]
+    elected = next((run for run in found if run.data.tags.get(ELECTED_TAG) != "no"), None)
+    if elected is None:
+        if not candidates:
+            candidates = [client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key, ELECTED_TAG: "no"})]
+        elected = _elect(client, candidates[0], key)
+    for run in candidates:
+        if run.info.run_id != elected.info.run_id:
+            client.delete_run(run.info.run_id)
     return elected
+
+
+def _elect(client: MlflowClient, candidate: Run, key: str) -> Run:
+    """The run that the first ballot of `key` names; after somebody deleted that run, the next ballot decides."""
+    for number in count(1):
+        run_id = _cast(client, f"lori.ballot/{candidate.info.experiment_id}/{key}/{number}", candidate.info.run_id)
+        if run_id == candidate.info.run_id:
+            return candidate
+        if (run := _active_run(client, run_id)) is not None:
+            return run
+    raise AssertionError("unreachable")
+
+
+def _cast(client: MlflowClient, ballot: str, run_id: str) -> str:
+    """The id of the run that `ballot` names: of several that are cast under one name the database keeps the first.
+
+    A ballot is an experiment. MLflow's database has each experiment's name once, also if the experiment is deleted,
+    and stores the tags with it. It is deleted at once, so that no page lists it.
+    """
+    try:
+        client.create_experiment(ballot, tags={BALLOT_TAG: run_id})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    kept = client.get_experiment_by_name(ballot)
+    assert kept is not None
+    if kept.lifecycle_stage == "active":
+        with suppress(MlflowException):  # a rival deleted it first
+            client.delete_experiment(kept.experiment_id)
+    return kept.tags[BALLOT_TAG]
+
+
+def _active_run(client: MlflowClient, run_id: str) -> Run | None:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _log_identity(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
