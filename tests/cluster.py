@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,12 +169,3 @@ def cluster(directory: Path, *bootstrap: str, **prefect_server: str) -> Iterator
         yield made
     finally:
         made.close()
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, what: str = "") -> Any:
-    """What `condition` returns, once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain {what}"
-        time.sleep(0.2)
-    return found

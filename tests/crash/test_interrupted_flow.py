@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import wait_until
 from stacks import ROOT, processes_of
+from waiting import PATIENCE, wait_until
 
 FLOW = [sys.executable, "-m", "flows.full_paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.once)]
+)
 def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
     own = ("PREFECT_", "LORI_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -26,6 +28,6 @@ def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path:
         said += line
     assert any("uvicorn" in each.cmdline() for each in processes_of(tmp_path))
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    wait_until(lambda: not processes_of(tmp_path), 30, "for the server and the workers to end")
+    wait_until(lambda: not processes_of(tmp_path), "for the server and the workers to end")

@@ -3,9 +3,12 @@
 import signal
 from pathlib import Path
 
+import pytest
 from stacks import processes_of, run_stack
+from waiting import PATIENCE
 
 
+@pytest.mark.once
 def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> None:
     process = run_stack("paper", "--profile", "smoke", directory=tmp_path)
     assert process.stdout
@@ -15,7 +18,7 @@ def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> 
         assert printed, "the stack ended before its first cell"
     assert len(processes_of(tmp_path)) > 5
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert "what this command started is stopped" in rest
     assert process.returncode == 1
     assert processes_of(tmp_path) == []

@@ -100,6 +100,7 @@ def test_what_was_computed_before_is_not_computed_again(dataset: Handle) -> None
     assert heard.points == []
 
 
+@pytest.mark.once
 def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_the_next_one_ends_alike(
     inline: Handle, dataset: Handle, lori_dir: Path
 ) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cluster import wait_until
 from cryptography.fernet import Fernet
 from databases import postgres_server
 from mlflow import MlflowClient
@@ -22,6 +21,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from waiting import wait_until
 
 from flows.services import choose_port, start, stop, wait_until_healthy
 
@@ -100,7 +100,7 @@ def test_without_the_password_the_api_and_its_page_give_nothing(installation: In
     assert httpx.get(f"{installation.api}/health").status_code == 200
 
 
-@pytest.mark.timeout(660)
+@pytest.mark.once
 def test_a_schedule_fires_and_its_run_is_computed_by_the_workers(installation: Installation) -> None:
     settings = {PREFECT_API_URL: installation.api, PREFECT_API_AUTH_STRING: AUTH}
     with temporary_settings(settings), get_client(sync_client=True) as client:
@@ -115,7 +115,7 @@ def test_a_schedule_fires_and_its_run_is_computed_by_the_workers(installation: I
             runs = client.read_flow_runs(deployment_filter=same)
             return next((run for run in runs if run.state and run.state.is_final()), None)
 
-        run = wait_until(done, 600, "for a run of the schedule")
+        run = wait_until(done, "for a run of the schedule")
     assert run.created_by.type == "SCHEDULE"
     assert run.state.is_completed(), run.state.message
     client = MlflowClient(installation.mlflow)

@@ -110,7 +110,6 @@ def test_a_foreign_host_is_refused_even_with_credentials(server: Tracking) -> No
     assert answer.status_code == 403
 
 
-@pytest.mark.timeout(300)
 def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     server: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from waiting import PATIENCE, wait_until
 
 from flows import bootstrap
 from flows.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
@@ -137,11 +137,9 @@ def test_nobody_without_the_password_gets_in(server: dict[str, str]) -> None:
 def test_a_server_that_is_not_there_is_one_sentence(
     environment: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
-    started = time.monotonic()
     done = run_bootstrap("--wait", "1", **environment, PREFECT_HOME=str(tmp_path))
     assert done.returncode == 1
     assert re.fullmatch(sentence, done.stderr), done.stderr
-    assert time.monotonic() - started < 60
 
 
 def test_an_address_without_api_is_named(ready: dict[str, str]) -> None:
@@ -285,21 +283,20 @@ def test_the_notification_of_the_runbook_tells_of_a_failed_study_alone(
     for tag in ("step:train", "study"):
         with tags(tag), pytest.raises(ValueError, match="cells failed"):
             study()
-    text = json.loads(posted.get(timeout=60))["text"]
+    text = json.loads(posted.get(timeout=PATIENCE))["text"]
     assert text.startswith("lori paper mistral-7b Failed: Flow run encountered an exception: ValueError: 2 of 60")
     assert "/flow-run/" in text
     assert posted.empty()
 
 
 def wait_for_runs(client: SyncPrefectClient, deployment: str, *, by: str) -> list[FlowRun]:
-    deadline = time.monotonic() + 90
     of_deployment = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
-    while time.monotonic() < deadline:
+
+    def found() -> list[FlowRun]:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(), deployment_filter=of_deployment)
-        if found := [run for run in runs if run.created_by and run.created_by.type == by]:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"no run of {deployment} by {by}")
+        return [run for run in runs if run.created_by and run.created_by.type == by]
+
+    return wait_until(found, f"for a run of {deployment} by {by}")
 
 
 def test_a_released_base_model_starts_the_scout_for_it_alone(ready: dict[str, str], client: SyncPrefectClient) -> None:

@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from test_steps import DATA, EVALUATE, TRAIN
+from waiting import PATIENCE, wait_until
 
 from lori.config import MaskConfig
 from tasks import executors, pool
@@ -123,19 +123,12 @@ def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monk
 
 def test_workers_end_when_their_driver_is_killed() -> None:
     script = (
-        "from tasks import pool; import time; worker = pool._start_worker();"
-        "print(worker.process.pid, flush=True); time.sleep(60)"
+        "from tasks import pool; import signal; worker = pool._start_worker();"
+        "print(worker.process.pid, flush=True); signal.pause()"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout
     worker = psutil.Process(int(driver.stdout.readline()))
     driver.kill()
     driver.wait()
-    worker.wait(timeout=20)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+    worker.wait(timeout=PATIENCE)

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
+from waiting import wait_until
 
 import tasks.evaluation
 from flows.ablate import ablate
@@ -87,10 +87,11 @@ def test_a_cell_that_is_computed_again_elsewhere_keeps_no_other_waiting(
     assert locks.acquire_lock(record.name, "another flow")
 
     def let_go_when_the_others_are_there() -> None:
-        deadline = time.monotonic() + 60
-        while sum("  cached" in line for line in seen) < paper["computed"] - 1 and time.monotonic() < deadline:
+        def all_but_one() -> bool:
             seen.extend(capsys.readouterr().out.splitlines())
-            time.sleep(0.1)
+            return sum("  cached" in line for line in seen) == paper["computed"] - 1
+
+        wait_until(all_but_one, "for the other cells")
         locks.release_lock(record.name, "another flow")
 
     other = threading.Thread(target=let_go_when_the_others_are_there)
@@ -325,8 +326,7 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
     killed: list[int] = []
 
     def kill_the_first_busy_worker() -> None:
-        while not (busy := pool.shared_pool().busy):
-            time.sleep(0.01)
+        busy = wait_until(lambda: pool.shared_pool().busy, "for a busy worker")
         busy[0].process.send_signal(signal.SIGKILL)
         killed.append(busy[0].process.pid)
 

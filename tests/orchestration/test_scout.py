@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Crashed, Failed
 from rows import real_data_dir
 from small_base import small_llama
 from test_hub import COMMIT, Hub
+from waiting import PATIENCE
 
 from flows.full_paper import full_paper
 from flows.scout import scout
@@ -322,7 +323,7 @@ def test_what_the_hub_offers_is_run_or_has_its_reason(
     environment = {**clean, **settings, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     command = [sys.executable, "-c", SCOUT]
     done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=120
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     answers = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("ROWS ")]
     assert len(answers) == 3, done.stderr[-3000:]
