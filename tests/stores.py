@@ -38,8 +38,10 @@ class Store:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Migrated once: a copy takes milliseconds, the migration five seconds."""
-    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    """Migrated once for all processes of pytest-xdist: a copy takes milliseconds, the migration five seconds."""
+    own = tmp_path_factory.getbasetemp()
+    database = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "mlflow" / "mlflow.db"
+    database.parent.mkdir(exist_ok=True)
     tracking.ensure_store(f"sqlite:///{database}")
     return database
 

@@ -96,8 +96,8 @@ def installation(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_without_the_password_the_api_and_its_page_give_nothing(installation: Installation) -> None:
     for path in ("flow_runs/filter", "deployments/filter", "block_documents/filter"):
-        assert httpx.post(f"{installation.api}/{path}", json={}).status_code == 401
-    assert httpx.get(f"{installation.api}/health").status_code == 200
+        assert httpx.post(f"{installation.api}/{path}", json={}, timeout=PATIENCE).status_code == 401
+    assert httpx.get(f"{installation.api}/health", timeout=PATIENCE).status_code == 200
 
 
 @pytest.mark.once

@@ -114,8 +114,11 @@ def test_a_second_bootstrap_changes_nothing(ready: dict[str, str], client: SyncP
 def test_nobody_without_the_password_gets_in(server: dict[str, str]) -> None:
     url = server["PREFECT_API_URL"]
     body = {"limit": 1}
-    assert httpx.post(f"{url}/work_pools/filter", json=body).status_code == 401
-    assert httpx.post(f"{url}/work_pools/filter", json=body, auth=("admin", "only-a-test")).status_code == 200
+    assert httpx.post(f"{url}/work_pools/filter", json=body, timeout=PATIENCE).status_code == 401
+    assert (
+        httpx.post(f"{url}/work_pools/filter", json=body, auth=("admin", "only-a-test"), timeout=PATIENCE).status_code
+        == 200
+    )
     done = run_bootstrap(**{**server, "PREFECT_API_AUTH_STRING": "admin:wrong"})
     assert done.returncode == 1
     assert done.stderr == (
@@ -199,7 +202,7 @@ def test_results_are_kept_in_s3_without_a_secret_in_the_block(
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    httpx.put(f"http://{host}:{port}/lori").raise_for_status()
+    httpx.put(f"http://{host}:{port}/lori", timeout=PATIENCE).raise_for_status()
     calls = []
 
     @task(persist_result=True, result_serializer="json", cache_key_fn=lambda *_: "an-answer", cache_policy=None)
@@ -215,7 +218,7 @@ def test_results_are_kept_in_s3_without_a_secret_in_the_block(
     try:
         assert twice() == [42, 42]
         assert len(calls) == 1
-        assert "<Key>results/an-answer</Key>" in httpx.get(f"http://{host}:{port}/lori").text
+        assert "<Key>results/an-answer</Key>" in httpx.get(f"http://{host}:{port}/lori", timeout=PATIENCE).text
         block = client.read_block_document_by_name(bootstrap.RESULTS, "remote-file-system")
         assert block.data == {"basepath": "s3://lori/results", "settings": {}}
     finally:
