@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.server.auth.client import AuthServiceClient
 from moto.server import ThreadedMotoServer
 from peft import PeftModel
+from waiting import PATIENCE
 
 from flows.services import choose_port, start, stop, wait_until_healthy
 from lori.loading import load_base
