@@ -19,7 +19,7 @@ from lori.config import Runtime
 from tasks import tracking
 from tasks.tracking.client import experiment_id_of
 
-NUM_RACES = 20
+NUM_RACES = 5
 
 
 def test_a_retry_goes_on_in_the_run_of_its_key(store: Store) -> None:
