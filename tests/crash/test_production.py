@@ -105,10 +105,10 @@ def test_a_schedule_fires_and_its_run_is_computed_by_the_workers(installation: I
     settings = {PREFECT_API_URL: installation.api, PREFECT_API_AUTH_STRING: AUTH}
     with temporary_settings(settings), get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("lori/full-paper")
-        begin = datetime.now(UTC) + timedelta(seconds=30)
-        hourly = IntervalSchedule(interval=timedelta(hours=1), anchor_date=begin)
+        soon = datetime.now(UTC) + timedelta(seconds=15)
+        often = IntervalSchedule(interval=timedelta(minutes=2), anchor_date=soon)  # if it is late, the next one comes
         small = {"profile": "smoke", "domains": ["nlu"], "methods": ["lora"]}
-        client.create_deployment_schedules(deployment.id, [(hourly, True)], parameters=small)
+        client.create_deployment_schedules(deployment.id, [(often, True)], parameters=small)
 
         def done() -> FlowRun | None:
             same = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
