@@ -3,12 +3,10 @@
 import signal
 from pathlib import Path
 
-import pytest
 from stacks import processes_of, run_stack
 from waiting import PATIENCE
 
 
-@pytest.mark.once
 def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> None:
     process = run_stack("paper", "--profile", "smoke", directory=tmp_path)
     assert process.stdout
