@@ -9,7 +9,7 @@ PATIENCE = 600  # seconds, so that a test that hangs comes to an end; nothing is
 
 
 def wait_until(condition: Callable[[], T], what: str = "") -> T:
-    """What `condition` returns, once it is true. To look takes a tenth of the time: the rest is for what is awaited."""
+    """What `condition` returns, once it is true. Looking takes a tenth of the time: others need the processor."""
     began = time.monotonic()
     while True:
         looked = time.monotonic()
