@@ -4,6 +4,7 @@ PROFILE ?= scale
 # The CPU build of torch is smaller: make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
 PIP_FLAGS ?=
 BIN := .venv/bin
+POSTGRES := ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "Servers run on Postgres: apt-get install postgresql"; exit 1; }
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: paper serve smoke test test-orchestration test-integration test-crash test-crash-once test-gpu check scale-model clean
@@ -21,28 +22,29 @@ smoke: .venv/ready  ## every kind of stage, with no servers to start
 	$(BIN)/python -m flows full-paper
 
 test: .venv/ready
-	@echo "The tests of the code: 5 minutes on 2 cores."
+	@echo "The tests of the code: 4 minutes on 2 cores."
 	$(BIN)/pytest $(IN_PARALLEL)
 
 test-orchestration: .venv/ready  ## flows on a Prefect server, what they compute with, deployments
 	@command -v systemd-analyze >/dev/null || { echo "Tests check systemd units: apt-get install systemd"; exit 1; }
-	@echo "Tests of flows and processes: 5 minutes on 2 cores."
+	@echo "Tests of flows and processes: 4 minutes on 2 cores."
 	$(BIN)/pytest tests/orchestration $(IN_PARALLEL)
 
 test-crash: .venv/ready  ## everything that can be killed is killed; an installation on Postgres
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "A server runs on Postgres: apt-get install postgresql"; exit 1; }
+	@$(POSTGRES)
 	@echo "Crash tests, one after the other: up to an hour on 2 cores."
 	$(BIN)/pytest tests/crash
 
 test-crash-once: .venv/ready  ## each kind of crash once
-	@echo "Each kind of crash once, one after the other: 8 minutes on 2 cores."
-	$(BIN)/pytest tests/crash -m once
+	@$(POSTGRES)
+	@echo "A test of each kind of crash: 8 minutes on 2 cores."
+	$(BIN)/pytest tests/crash -m once $(IN_PARALLEL)
 
 test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object store; its pages in a browser
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "MLflow runs on Postgres: apt-get install postgresql"; exit 1; }
+	@$(POSTGRES)
 	@command -v chromium >/dev/null || { echo "Pages are opened in a browser: apt-get install chromium"; exit 1; }
-	@echo "Integration tests: 6 to 9 minutes on 2 cores."
-	$(BIN)/pytest tests/integration
+	@echo "Integration tests: 6 minutes on 2 cores."
+	$(BIN)/pytest tests/integration $(IN_PARALLEL)
 
 test-gpu: .venv/ready  ## what only a CUDA device can show
 	$(BIN)/pytest tests/gpu

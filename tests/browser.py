@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from waiting import PATIENCE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SIZE = {"width": 2400, "height": 1000}  # the grid draws only the columns that are in sight
-SECONDS = 60
 # A first visit opens a panel for talks with a language model over a third of the page
 NO_PANEL = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
@@ -23,7 +23,7 @@ def browser() -> Iterator[Page]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport=SIZE)
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(1000 * PATIENCE)
         page.add_init_script(NO_PANEL)
         yield page
         chromium.close()

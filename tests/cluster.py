@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from flows.servers.services import Service, choose_port, start, stop, wait_until
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
-HANG_SECONDS = 600  # nothing takes as long: it ends a test that hangs, and decides nothing else
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "LORI_EXECUTOR": "deployment",
@@ -171,12 +169,3 @@ def cluster(directory: Path, *bootstrap: str, **prefect_server: str) -> Iterator
         yield made
     finally:
         made.close()
-
-
-def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
-    """What `condition` returns, once it is true."""
-    deadline = time.monotonic() + HANG_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain {what}"
-        time.sleep(0.05)
-    return found

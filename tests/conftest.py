@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from stores import empty_database, server, sqlite_store, store  # noqa: F401 MLflow stores, as fixtures
+from waiting import PATIENCE
 
 from tasks.machine import COMPUTE_SETTINGS
 
@@ -21,7 +22,7 @@ def prefect_api() -> Iterator[None]:
     """A real Prefect server on a database of its own."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=PATIENCE):
         yield
 
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from waiting import wait_until
 
 from tasks import tracking
 from tasks.results import Handle, Runtime
 
 KEY = "train-v1-0123"
-SERVER_SECONDS = 90
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,10 @@ class Store:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Migrated once: a copy takes milliseconds, the migration five seconds."""
-    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    """Migrated once for all processes of pytest-xdist: a copy takes milliseconds, the migration five seconds."""
+    own = tmp_path_factory.getbasetemp()
+    database = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "mlflow" / "mlflow.db"
+    database.parent.mkdir(exist_ok=True)
     tracking.ensure_store(f"sqlite:///{database}")
     return database
 
@@ -67,14 +68,15 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def _wait_until_healthy(uri: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + SERVER_SECONDS
-    while True:
+    def is_healthy() -> bool:
+        assert process.poll() is None, log.read_text()
         try:
-            return tracking.ensure_store(uri)
+            tracking.ensure_store(uri)
         except tracking.TrackingUnavailable:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+            return False
+        return True
+
+    wait_until(is_healthy, "for MLflow's server")
 
 
 @pytest.fixture

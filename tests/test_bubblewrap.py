@@ -7,16 +7,15 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from cluster import HANG_SECONDS
+from waiting import wait_until
 
 from lori.evaluation import humaneval_sandbox as sandbox
 from lori.evaluation.humaneval_sandbox import Limits, Verdict, check_bubblewrap, run_python
@@ -64,13 +63,6 @@ def processes(mark: int) -> dict[Path, str]:
             if f"_inside({mark})" in (words := path.read_text()):
                 found[path.parent] = words.partition("\0")[0]
     return found
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + HANG_SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -185,18 +177,19 @@ def test_the_search_finds_a_nonce_that_is_kept_in_a_frame():
     assert "fedcba98" * 4 in holder().split(",")
 
 
-def test_endless_work_talk_and_sleep_end_by_the_limits():
+def test_endless_work_talk_and_sleep_end_within_the_limits():
     stubborn = (
         "import ctypes, signal, time\n"
         "for n in set(range(1, 65)) - {9, 19, 32, 33}:\n    signal.signal(n, signal.SIG_IGN)\n"
         "ctypes.CDLL(None).prctl(1, 0)\n"  # not to die with its parent
     )
-    endless = (
+    busy = (
         "while True: pass", "sum(range(10**15))", "while True: print('x' * 10**6)",
-        "import os\nwhile True: os.write(2, b'x' * 10**6)", "import time; time.sleep(10**6)",
-        f"{stubborn}while True: pass", f"{stubborn}time.sleep(10**6)",
+        "import os\nwhile True: os.write(2, b'x' * 10**6)", f"{stubborn}while True: pass",
     )  # fmt: skip
-    assert reasons(*endless, limits=Limits(1, 2)) == ["timed out"] * len(endless)
+    assert reasons(*busy) == ["timed out"] * len(busy)
+    asleep = run_python(["import time; time.sleep(10**6)", f"{stubborn}time.sleep(10**6)"], Limits(1, 2))
+    assert asleep == [Verdict(False, "timed out")] * 2
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert reasons("import os\nwhile True: os.write(3, b'x' * 10**6)") == ["wrote where only the sandbox answers"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**5  # in KiB: it has not been read
@@ -247,28 +240,38 @@ def test_no_process_and_no_thread_can_be_started():
 def test_fork_bombs_and_daemons_leave_nothing_behind(mark):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     daemon = "import os, time\ntry:\n    os.setsid()\n    os.fork()\nexcept OSError:\n    pass\ntime.sleep(10**6)"
-    assert reasons(bomb, daemon, limits=Limits(mark, 2)) == ["timed out"] * 2
+    assert run_python([bomb, daemon], Limits(mark, 2)) == [Verdict(False, "timed out")] * 2
     assert not processes(mark)
 
 
 def test_a_running_program_is_seen_and_is_not_root(mark):
     """So that the tests that look for left-over processes can fail."""
-    run = Thread(target=run_python, args=(["import time; time.sleep(2)"], Limits(mark, 30)))
+    run = Thread(target=run_python, args=(["import time; time.sleep(10**6)"], Limits(mark, 10**5)))
     run.start()
-    until(lambda: len(processes(mark)) == 2 and sandbox.bwrap_path() in processes(mark).values())
-    users = {path.stat().st_uid for path in processes(mark)}
+    seen = wait_until(lambda: len(found := processes(mark)) == 2 and "bwrap" in found.values() and found)
+    users = {path.stat().st_uid for path in seen}
+    for path in seen:
+        with contextlib.suppress(ProcessLookupError):  # it ends with the other
+            os.kill(int(path.name), signal.SIGKILL)
     run.join()
     assert 0 not in users
     assert not processes(mark)
 
 
 def test_programs_die_with_the_process_that_runs_them(mark):
-    run = f"run_python(['import time; time.sleep(10**6)'], Limits({mark}, 10**5))"
-    code = f"from lori.evaluation.humaneval_sandbox import *; {run}"
+    program = "import time; held = b'x' * 10**8; time.sleep(10**6)"
+    code = f"from lori.evaluation.humaneval_sandbox import *; run_python([{program!r}], Limits({mark}, 10**5))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
-        until(lambda: len(processes(mark)) == 2)  # bubblewrap, and the program
+        wait_until(lambda: any(resident_bytes(path) > 10**8 for path in processes(mark)))  # it has the program
         parent.kill()
-    until(lambda: not processes(mark))
+    wait_until(lambda: not processes(mark))
+
+
+def resident_bytes(process: Path) -> int:
+    try:
+        return int((process / "statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # it has just ended
+        return 0
 
 
 def test_signals_reach_nobody_else():

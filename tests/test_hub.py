@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from bases import LLAMA, config_of, write_base
+from waiting import PATIENCE
 
 from lori.base_models.resolve import BASE_MODELS
 
@@ -45,7 +46,7 @@ def ask(tmp_path, *names, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings = {"HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", ASK, *names]
-    done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

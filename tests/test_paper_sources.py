@@ -15,6 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 from rows import real_data_dir, written_files
+from waiting import PATIENCE
 
 from lori.config import DataConfig
 from lori.datasets.paper_examples import paper_rows
@@ -180,7 +181,7 @@ def outcomes(lines: list[str], home: Path, endpoint: str, **settings: str) -> li
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)

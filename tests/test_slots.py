@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from tasks.engine import gpus
 
@@ -103,16 +103,17 @@ def test_a_held_gpu_goes_to_nobody_else_and_several_go_together() -> None:
 
 
 def test_of_jobs_that_wait_one_gets_the_gpu_as_soon_as_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first holds it until the others have found it held; each then has it alone."""
     monkeypatch.setenv("LORI_GPUS", "0")
     together: list[int] = []
-    inside = 0
+    inside, waiting = 0, set()
 
     def work() -> None:
         nonlocal inside
-        with gpus.held(1, while_waiting=lambda: None):
+        with gpus.held(1, while_waiting=lambda: waiting.add(threading.get_ident())):
             inside += 1
             together.append(inside)
-            time.sleep(0.05)
+            wait_until(lambda: len(waiting) == 3, "for those who wait")
             inside -= 1
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -126,12 +127,12 @@ def test_of_jobs_that_wait_one_gets_the_gpu_as_soon_as_it_is_free(monkeypatch: p
 def test_a_gpu_stays_held_while_a_child_of_a_killed_holder_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_GPUS", "0")
     script = """
-import subprocess, sys, time
+import signal, subprocess
 from tasks import slots
 with slots.held(1, while_waiting=lambda: None) as (_, descriptors):
-    child = subprocess.Popen(["sleep", "60"], pass_fds=descriptors)
+    child = subprocess.Popen(["sleep", "infinity"], pass_fds=descriptors)
     print(child.pid, flush=True)
-    time.sleep(60)
+    signal.pause()
 """
     holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout

@@ -1,7 +1,6 @@
 """Steps, their keys and the locks that keep two runs from computing one cell twice."""
 
 import inspect
-import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-from cluster import HANG_SECONDS
+from waiting import PATIENCE
 
 from lori.choices.hardware import Hardware
 from lori.config import DataConfig, EvalConfig, MaskConfig, MergeConfig, PublishedConfig, TrainConfig
@@ -142,13 +141,13 @@ def test_only_one_of_many_holds_a_lock(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORI_DIR", str(tmp_path))
     script = (
-        "from tasks.engine.locks import FlockLocks; import time;"
-        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); time.sleep(10**6)"
+        "from tasks.engine.locks import FlockLocks; import signal;"
+        "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); signal.pause()"
     )
     other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     assert other.stdout
     other.stdout.readline()
     assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
-    threading.Timer(0.2, other.send_signal, [signal.SIGKILL]).start()
-    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=HANG_SECONDS)
+    threading.Timer(0.2, other.kill).start()
+    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=PATIENCE)
     other.wait()

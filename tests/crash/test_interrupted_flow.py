@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import HANG_SECONDS, wait_until
 from stacks import ROOT, processes_of
+from waiting import PATIENCE, wait_until
 
 FLOW = [sys.executable, "-m", "flows", "full-paper", "-p", 'domains=["nlu"]', "-p", 'methods=["lora"]']
 
@@ -28,6 +28,6 @@ def test_an_interrupted_flow_leaves_no_process(number: signal.Signals, tmp_path:
         said += line
     assert any("uvicorn" in each.cmdline() for each in processes_of(tmp_path))
     process.send_signal(number)
-    process.communicate(timeout=HANG_SECONDS)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     wait_until(lambda: not processes_of(tmp_path), "for the server and the workers to end")

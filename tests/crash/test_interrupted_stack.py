@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster import HANG_SECONDS
 from stacks import processes_of, run_stack
+from waiting import PATIENCE
 
 
 @pytest.mark.once
@@ -18,7 +18,7 @@ def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> 
         assert printed, "the stack ended before its first cell"
     assert len(processes_of(tmp_path)) > 5
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=HANG_SECONDS)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert "what this command started is stopped" in rest
     assert process.returncode == 1
     assert processes_of(tmp_path) == []

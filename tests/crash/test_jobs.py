@@ -96,6 +96,12 @@ def test_a_process_gives_what_this_one_gives_and_tells_how_far_it_is(inline: Han
     assert last["loss"] == pytest.approx(inline.metrics["final_loss"])
 
 
+def test_what_was_computed_before_is_not_computed_again(dataset: Handle) -> None:
+    heard = Heard()
+    run_in_process(training("process", dataset), heard.listener())
+    assert heard.points == []
+
+
 @pytest.mark.once
 def test_a_training_that_is_told_to_end_leaves_a_checkpoint_and_the_next_one_ends_alike(
     inline: Handle, dataset: Handle, lori_dir: Path

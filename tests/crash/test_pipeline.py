@@ -5,9 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cluster import HANG_SECONDS, Cluster, cluster, wait_until
+from cluster import Cluster, cluster
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.schedules import IntervalSchedule
+from waiting import PATIENCE, wait_until
 
 CELLS = {"domains": ["nlu"], "methods": ["base", "lori-s"], "merge_methods": ["concat"]}  # of the smoke profile
 TITLES = [
@@ -37,11 +38,9 @@ def paper(running: Cluster) -> str:
     """What `prefect deployment run lori/full-paper --watch` prints, while its first training is killed."""
     process = running.run_paper(**CELLS)
     wait_until(lambda: running.flow_runs("train lori-d"), "for the training")
-    (job,) = wait_until(
-        lambda: [each for each in running.processes("-m tasks.engine.job_main") if is_training(each)], 60
-    )
+    (job,) = wait_until(lambda: [each for each in running.processes("-m tasks.engine.job_main") if is_training(each)])
     job.kill()
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output + running.log("driver") + running.log("box")
     return output
 
@@ -68,7 +67,7 @@ def test_every_cell_is_computed_by_a_flow_run_of_its_own_and_what_was_killed_by_
 def test_what_is_cached_asks_no_worker(running: Cluster, paper: str) -> None:
     before = len(running.flow_runs("nlu"))
     process = running.run_paper(**CELLS)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert running.flow_runs("lori smoke")[-1].state.message.startswith(f"Nothing to do: all {len(TITLES)} cells")
     assert len(running.flow_runs("nlu")) == before
@@ -89,7 +88,7 @@ def test_an_unknown_parameter_and_a_wrong_type_are_refused_before_anything_start
     before = len(running.flow_runs("lori"))
     for name, value, message in [("domain", "nlu", "domain"), ("seeds", "many", "Validation")]:
         process = running.run_paper(watch=False, **{name: value})
-        output, _ = process.communicate(timeout=HANG_SECONDS)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert message in output
     assert len(running.flow_runs("lori")) == before

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import HANG_SECONDS
 from mlflow import MlflowClient
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "flows", "claims", "--profile", "smoke", "-p", "seeds=[0]"]
@@ -50,14 +50,14 @@ def interrupted(home: Path) -> Interrupted:
         if len(computed) >= 60 and not processes:
             processes = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=HANG_SECONDS) != 0
+    assert process.wait(timeout=PATIENCE) != 0
     return Interrupted(computed, processes)
 
 
 @pytest.fixture(scope="module")
 def resumed(home: Path, interrupted: Interrupted) -> dict[str, str]:
     """By title `cached` or the seconds that it took."""
-    output, _ = start(home).communicate(timeout=HANG_SECONDS)
+    output, _ = start(home).communicate(timeout=PATIENCE)
     (report,) = re.findall(r"^Report:  (.*)index\.html$", output, re.MULTILINE)
     (home / "report").symlink_to(report)
     return {found[3]: found[4] for line in output.splitlines() if (found := LINE.match(line))}
@@ -65,7 +65,7 @@ def resumed(home: Path, interrupted: Interrupted) -> dict[str, str]:
 
 def test_an_interruption_leaves_no_process_behind(interrupted: Interrupted) -> None:
     assert len(interrupted.processes) > 2  # a server, and the pool's workers
-    _, alive = psutil.wait_procs(interrupted.processes, timeout=HANG_SECONDS)
+    _, alive = psutil.wait_procs(interrupted.processes, timeout=PATIENCE)
     assert alive == []
 
 

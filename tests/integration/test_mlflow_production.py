@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.server.auth.client import AuthServiceClient
 from moto.server import ThreadedMotoServer
 from peft import PeftModel
+from waiting import PATIENCE
 
 from flows.servers.services import choose_port, start, stop, wait_until_healthy
 from lori.base_models.loading import load_base
@@ -77,7 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
     store.start()
     host, store_port = store.get_host_and_port()
     storage = f"http://{host}:{store_port}"
-    httpx.put(f"{storage}/mlflow").raise_for_status()
+    httpx.put(f"{storage}/mlflow", timeout=PATIENCE).raise_for_status()
     with postgres_server(password, "mlflow", "mlflow_auth") as address:
         command = ["bash", str(ROOT / "mlflow/start.sh"), str(port), str(directory / "mlflow")]
         env = server_environment(f"{password}@{address}", storage)
@@ -98,20 +99,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
 
 def test_without_credentials_nobody_is_let_in(server: Tracking) -> None:
     search = f"{server.uri}/api/2.0/mlflow/experiments/search"
-    assert httpx.post(search, json={"max_results": 1}).status_code == 401
-    assert httpx.post(search, json={"max_results": 1}, auth=("lori", "a guess")).status_code == 401
-    assert httpx.post(search, json={"max_results": 1}, auth=USER).status_code == 200
+    assert httpx.post(search, json={"max_results": 1}, timeout=PATIENCE).status_code == 401
+    assert httpx.post(search, json={"max_results": 1}, auth=("lori", "a guess"), timeout=PATIENCE).status_code == 401
+    assert httpx.post(search, json={"max_results": 1}, auth=USER, timeout=PATIENCE).status_code == 200
     artifacts = f"{server.uri}/api/2.0/mlflow-artifacts/artifacts"
-    assert httpx.get(artifacts, params={"path": "1"}).status_code == 401
+    assert httpx.get(artifacts, params={"path": "1"}, timeout=PATIENCE).status_code == 401
 
 
 def test_a_foreign_host_is_refused_even_with_credentials(server: Tracking) -> None:
     search = f"{server.uri}/api/2.0/mlflow/experiments/search"
-    answer = httpx.post(search, json={"max_results": 1}, auth=USER, headers={"Host": "mlflow.attacker.example"})
+    answer = httpx.post(
+        search, json={"max_results": 1}, auth=USER, headers={"Host": "mlflow.attacker.example"}, timeout=PATIENCE
+    )
     assert answer.status_code == 403
 
 
-@pytest.mark.timeout(300)
 def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     server: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,5 +134,7 @@ def test_a_paper_goes_through_it_and_its_adapter_comes_back(
     bs = torch.cat([value.flatten() for key, value in adapter.state_dict().items() if "lora_B" in key])
     assert 0.05 < torch.count_nonzero(bs) / bs.numel() <= 0.1  # the mask's: some of what it keeps may be 0
 
-    listing = httpx.get(f"{server.storage}/mlflow", params={"prefix": "artifacts/", "list-type": "2"}).text
+    listing = httpx.get(
+        f"{server.storage}/mlflow", params={"prefix": "artifacts/", "list-type": "2"}, timeout=PATIENCE
+    ).text
     assert re.search(r"adapter_model\.safetensors</Key>", listing)

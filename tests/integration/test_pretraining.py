@@ -3,10 +3,10 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
+from waiting import wait_until
 
 from lori.scale_model.pretrain import OUTPUT_DIR, Recipe, pretrain
 
@@ -42,12 +42,3 @@ def test_pretraining_processes_die_with_their_parent(tmp_path):
         lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
     )
     assert not Path(tmp_path, "model").exists()
-
-
-def wait_until(condition, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("waited in vain")

@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from cluster import HANG_SECONDS, wait_until
 from moto.server import ThreadedMotoServer
 from prefect import flow, tags, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -24,6 +23,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from waiting import PATIENCE, wait_until
 
 from flows.servers import bootstrap
 from flows.servers.bootstrap import DRIVER_POOL, GPU_POOL, ZOMBIES, BootstrapError
@@ -114,8 +114,11 @@ def test_a_second_bootstrap_changes_nothing(ready: dict[str, str], client: SyncP
 def test_nobody_without_the_password_gets_in(server: dict[str, str]) -> None:
     url = server["PREFECT_API_URL"]
     body = {"limit": 1}
-    assert httpx.post(f"{url}/work_pools/filter", json=body).status_code == 401
-    assert httpx.post(f"{url}/work_pools/filter", json=body, auth=("admin", "only-a-test")).status_code == 200
+    assert httpx.post(f"{url}/work_pools/filter", json=body, timeout=PATIENCE).status_code == 401
+    assert (
+        httpx.post(f"{url}/work_pools/filter", json=body, auth=("admin", "only-a-test"), timeout=PATIENCE).status_code
+        == 200
+    )
     done = run_bootstrap(**{**server, "PREFECT_API_AUTH_STRING": "admin:wrong"})
     assert done.returncode == 1
     assert done.stderr == (
@@ -199,7 +202,7 @@ def test_results_are_kept_in_s3_without_a_secret_in_the_block(
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    httpx.put(f"http://{host}:{port}/lori").raise_for_status()
+    httpx.put(f"http://{host}:{port}/lori", timeout=PATIENCE).raise_for_status()
     calls = []
 
     @task(persist_result=True, result_serializer="json", cache_key_fn=lambda *_: "an-answer", cache_policy=None)
@@ -215,7 +218,7 @@ def test_results_are_kept_in_s3_without_a_secret_in_the_block(
     try:
         assert twice() == [42, 42]
         assert len(calls) == 1
-        assert "<Key>results/an-answer</Key>" in httpx.get(f"http://{host}:{port}/lori").text
+        assert "<Key>results/an-answer</Key>" in httpx.get(f"http://{host}:{port}/lori", timeout=PATIENCE).text
         block = client.read_block_document_by_name(bootstrap.RESULTS, "remote-file-system")
         assert block.data == {"basepath": "s3://lori/results", "settings": {}}
     finally:
@@ -283,7 +286,7 @@ def test_the_notification_of_the_runbook_tells_of_a_failed_study_alone(
     for tag in ("step:train", "study"):
         with tags(tag), pytest.raises(ValueError, match="cells failed"):
             study()
-    text = json.loads(posted.get(timeout=HANG_SECONDS))["text"]
+    text = json.loads(posted.get(timeout=PATIENCE))["text"]
     assert text.startswith("lori paper mistral-7b Failed: Flow run encountered an exception: ValueError: 2 of 60")
     assert "/flow-run/" in text
     assert posted.empty()
@@ -292,11 +295,11 @@ def test_the_notification_of_the_runbook_tells_of_a_failed_study_alone(
 def wait_for_runs(client: SyncPrefectClient, deployment: str, *, by: str) -> list[FlowRun]:
     of_deployment = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
 
-    def by_whom() -> list[FlowRun]:
+    def found() -> list[FlowRun]:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(), deployment_filter=of_deployment)
         return [run for run in runs if run.created_by and run.created_by.type == by]
 
-    return wait_until(by_whom, f"for a run of {deployment} by {by}")
+    return wait_until(found, f"for a run of {deployment} by {by}")
 
 
 def test_a_released_base_model_starts_the_scout_for_it_alone(ready: dict[str, str], client: SyncPrefectClient) -> None:

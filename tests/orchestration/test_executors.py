@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import HANG_SECONDS, wait_until
 from test_steps import DATA, EVALUATE, TRAIN
+from waiting import PATIENCE, wait_until
 
 from lori.config import MaskConfig
 from tasks.engine import executors, pool
@@ -125,12 +125,12 @@ def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monk
 
 def test_workers_end_when_their_driver_is_killed() -> None:
     script = (
-        "from tasks.engine import pool; import time; worker = pool._start_worker();"
-        "print(worker.process.pid, flush=True); time.sleep(60)"
+        "from tasks import pool; import signal; worker = pool._start_worker();"
+        "print(worker.process.pid, flush=True); signal.pause()"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout
     worker = psutil.Process(int(driver.stdout.readline()))
     driver.kill()
     driver.wait()
-    worker.wait(timeout=HANG_SECONDS)
+    worker.wait(timeout=PATIENCE)

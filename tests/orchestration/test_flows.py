@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FailedRun, ParameterTypeError
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from prefect.utilities.importtools import import_object
+from waiting import wait_until
 
 import tasks.evaluate
 from flows.deployments import ablate, full_paper, scout, sweep
@@ -99,9 +99,11 @@ def test_a_cell_that_is_computed_again_elsewhere_keeps_no_other_waiting(
     assert locks.acquire_lock(record.name, "another flow")
 
     def let_go_when_the_others_are_there() -> None:
-        while sum("  cached" in line for line in seen) < paper["computed"] - 1:
+        def all_but_one() -> bool:
             seen.extend(capsys.readouterr().out.splitlines())
-            time.sleep(0.1)
+            return sum("  cached" in line for line in seen) == paper["computed"] - 1
+
+        wait_until(all_but_one, "for the other cells")
         locks.release_lock(record.name, "another flow")
 
     other = threading.Thread(target=let_go_when_the_others_are_there)
@@ -336,8 +338,7 @@ def test_a_killed_worker_is_replaced_and_its_cell_tried_again(
     killed: list[int] = []
 
     def kill_the_first_busy_worker() -> None:
-        while not (busy := pool.shared_pool().busy):
-            time.sleep(0.01)
+        busy = wait_until(lambda: pool.shared_pool().busy, "for a busy worker")
         busy[0].process.send_signal(signal.SIGKILL)
         killed.append(busy[0].process.pid)
 

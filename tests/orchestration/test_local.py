@@ -1,6 +1,7 @@
 """The Prefect server of a flow that is run in a terminal."""
 
 import httpx
+from waiting import PATIENCE
 
 from flows.servers import local
 
@@ -21,12 +22,12 @@ def test_a_local_server_looks_for_migrations_until_its_database_is_made(tmp_path
     for _ in range(2):
         server = local.LocalServer()
         server.wait()
-        assert httpx.post(f"{server.url}/flow_runs/count", timeout=60).json() == 0
+        assert httpx.post(f"{server.url}/flow_runs/count", timeout=PATIENCE).json() == 0
         server._stop()
     for file in home.glob("prefect.db*"):
         file.unlink()
     server = local.LocalServer()
     server.wait()
-    assert httpx.post(f"{server.url}/flow_runs/count", timeout=60).json() == 0, "it is made again"
+    assert httpx.post(f"{server.url}/flow_runs/count", timeout=PATIENCE).json() == 0, "it is made again"
     server._stop()
     assert looked == [True, False, True]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import HANG_SECONDS
 from prefect.settings import PREFECT_API_URL
 from test_hub import COMMIT, Hub
+from waiting import PATIENCE
 
 RUN = """
 import json, os, sys
@@ -125,7 +125,7 @@ def test_adapters_are_pushed_with_their_card_by_who_may(hub: str, prefect_api: N
     environment = {**clean, **settings, **stores, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     command = [sys.executable, "-c", RUN]
     done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     answers = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     assert len(answers) == len(asked), done.stderr[-3000:]

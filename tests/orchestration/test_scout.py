@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from cluster import HANG_SECONDS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ParameterTypeError
@@ -23,6 +22,7 @@ from prefect.states import Cancelled, Crashed, Failed
 from rows import real_data_dir
 from small_base import small_llama
 from test_hub import COMMIT, Hub
+from waiting import PATIENCE
 
 from flows.deployments import full_paper, scout
 from flows.paper_runs import DEPLOYMENT
@@ -324,7 +324,7 @@ def test_what_the_hub_offers_is_run_or_has_its_reason(
     environment = {**clean, **settings, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     command = [sys.executable, "-c", SCOUT]
     done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+        command, input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     answers = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("ROWS ")]
     assert len(answers) == 3, done.stderr[-3000:]

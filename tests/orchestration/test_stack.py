@@ -3,13 +3,12 @@
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import HANG_SECONDS
 from stacks import processes_of, run_stack
+from waiting import PATIENCE, wait_until
 
 from flows.servers import services, stack
 from flows.servers.services import StackError, choose_port, start, stop, wait_until_healthy
@@ -38,7 +37,7 @@ def test_free_ports_are_found_and_a_taken_one_is_named(taken_port: int, monkeypa
 
 def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_path: Path) -> None:
     process = run_stack("paper", directory=tmp_path, LORI_PREFECT_PORT=str(taken_port))
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert output.startswith("lori: LORI_PREFECT_PORT=")
     assert "Traceback" not in output
@@ -58,7 +57,7 @@ def test_an_executor_that_cannot_work_is_said_before_anything_starts(
     environment: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     process = run_stack("paper", directory=tmp_path, **environment)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert output.startswith(sentence)
     assert not (tmp_path / "logs").exists()
@@ -90,15 +89,13 @@ def test_a_service_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path) 
 
 
 def test_stopping_ends_the_deaf_and_sweeping_what_moved_to_another_session(tmp_path: Path) -> None:
-    script = "trap '' TERM; setsid sleep 100 & echo started; while true; do sleep 100; done"
+    script = "trap '' TERM; setsid sleep infinity & echo started; while true; do sleep 100; done"
     env = {**os.environ, services.MARK: str(tmp_path)}
     service = start("deaf", ["sh", "-c", script], log_dir=tmp_path, cwd=tmp_path, env=env)
-    while "started" not in service.log.read_text():
-        time.sleep(0.01)
+    wait_until(lambda: "started" in service.log.read_text(), "for its start")
     stop(service, seconds=0.5)
     assert service.process.returncode == -signal.SIGKILL
-    while len(processes_of(tmp_path)) > 1:  # the group was killed this moment
-        time.sleep(0.01)
+    wait_until(lambda: len(processes_of(tmp_path)) == 1, "for the group, which was killed this moment")
     services.sweep(str(tmp_path))
     assert processes_of(tmp_path) == []
 
