@@ -5,9 +5,11 @@ Two things of Prefect 3.8 are mended in the server's own process, which with `--
 - Its transactions begin as readers. One that then writes is refused at once ("database is locked") if another has
   written since: a client tries again seconds later, an event is lost after some tries. Here they begin as writers
   (https://www.sqlite.org/lang_transaction.html), all but the sessions that are opened within one.
-- Until Python 3.12 a cursor keeps the statement that it failed at until it is freed, and freeing it waits for what its
-  connection does by then. It is the event loop that frees it. Where the connection waits for a transaction at that
-  moment, nobody can end that one: the server answers nothing for the minute that SQLite waits.
+- Before Python 3.12, a cursor keeps its failed statement until the cursor is freed, and freeing it waits for whatever
+  its connection is doing. The event loop frees it. If the connection is waiting for a transaction at that moment,
+  nobody can end that transaction: the server answers nothing for the minute that SQLite waits. Here a cursor is closed
+  when its statement fails. From 3.12 on Python releases the statement itself: `_Cursor` and `_Connection` can be
+  deleted with Python 3.11.
 
 With Postgres it does nothing.
 """
