@@ -1,0 +1,1 @@
+"""The flows: `python -m flows` lists them, prefect.yaml deploys them."""

@@ -1,0 +1,1 @@
+"""The steps of the pipeline, a file each: fetch, one call of `lori`, save, log."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from lori.adapters.attach import attach, save_adapter
 from lori.adapters.masks import extract_masks, save_masks
 from lori.base_models.loading import load_base
+from lori.base_models.resolve import BASE_MODELS
 from lori.config import MaskConfig
 from lori.recipes.checked_profile import profile
 from lori.recipes.configs import train_config
@@ -18,7 +19,7 @@ MAKE = "import sys; from pathlib import Path; from test_bytes import make; make(
 
 def make(out):
     config = train_config(profile("smoke"), "lori-d", "nlu", seed=0)
-    save_adapter(attach(load_base("scale"), config), out / "adapter", config)
+    save_adapter(attach(load_base(BASE_MODELS["scale"]), config), out / "adapter", config)
     save_masks(extract_masks(out / "adapter", MaskConfig(0.9, "model")), out / "mask")
 
 

@@ -1,5 +1,6 @@
 """What the documentation shows is what the run gave, and what it points at is there."""
 
+import ast
 import json
 import re
 import runpy
@@ -22,13 +23,13 @@ def test_the_readmes_tables_are_the_reports():
     assert script["benchmark_tables"]() in (ROOT / "benchmarks" / "README.md").read_text()
 
 
-def test_every_file_of_the_project_is_in_the_readmes_file_map():
-    readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"^([\w./-]+\.(?:pyi?|sh|yaml|md|toml|txt|json))\b", readme, re.MULTILINE))
-    files = {path for folder in ("lori", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")}
-    names = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
-    assert names - listed == set()
-    assert all((ROOT / name).exists() for name in listed)
+def test_the_readme_says_of_every_package_what_its_docstring_says():
+    listed = dict(re.findall(r"^([a-z_/]+)/ +(\S.*)$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    packages = {path.parent for folder in ("lori", "tasks", "flows") for path in (ROOT / folder).rglob("__init__.py")}
+    assert listed.keys() == {str(package.relative_to(ROOT)) for package in packages}
+    for package, says in listed.items():
+        docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text()))
+        assert " ".join(docstring.split()).startswith(says), package
 
 
 def example_in(document: str, name: str) -> str:
@@ -69,16 +70,6 @@ def test_the_readme_links_to_every_view_of_a_server_at_home():
     page = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
     for key, view in yaml.safe_load((ROOT / "mlflow/views.yaml").read_text())["views"].items():
         assert f"| [{view['name']}]({page}{key}&compareRunsMode=" in readme
-
-
-def test_every_flow_that_is_deployed_is_a_command_too():
-    """`python -m` of a module that runs nothing would end without a word. A job alone is nobody's command."""
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    entrypoints = {deployment["entrypoint"] for deployment in deployments} - {"flows.job.job"}
-    for entrypoint in entrypoints:
-        module, _, name = entrypoint.rpartition(".")
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-        assert re.search(rf'if __name__ == "__main__":\n(    .*\n|\n)*    main\({name}\)', source), entrypoint
 
 
 def test_links_to_files_lead_somewhere():

@@ -128,8 +128,8 @@ def test_a_gpu_stays_held_while_a_child_of_a_killed_holder_uses_it(monkeypatch: 
     monkeypatch.setenv("LORI_GPUS", "0")
     script = """
 import signal, subprocess
-from tasks import slots
-with slots.held(1, while_waiting=lambda: None) as (_, descriptors):
+from tasks.engine import gpus
+with gpus.held(1, while_waiting=lambda: None) as (_, descriptors):
     child = subprocess.Popen(["sleep", "infinity"], pass_fds=descriptors)
     print(child.pid, flush=True)
     signal.pause()

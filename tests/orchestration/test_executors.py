@@ -125,7 +125,7 @@ def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monk
 
 def test_workers_end_when_their_driver_is_killed() -> None:
     script = (
-        "from tasks import pool; import signal; worker = pool._start_worker();"
+        "from tasks.engine import pool; import signal; worker = pool._start_worker();"
         "print(worker.process.pid, flush=True); signal.pause()"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
