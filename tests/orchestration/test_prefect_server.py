@@ -11,6 +11,7 @@ from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from waiting import PATIENCE
 
 import flows.servers.sqlite_server  # noqa: F401 it is what is tested: engines that connect from here on
 
@@ -54,7 +55,7 @@ def test_a_failed_statement_is_let_go_of_before_its_connection_waits_for_another
             except OperationalError as error:
                 failed.append(error)
             assert "database is locked" in str(failed[0])
-            await other.exec_driver_sql("PRAGMA busy_timeout = 8000")
+            await other.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
             waiting = asyncio.create_task(insert(other))
             await asyncio.wait([waiting], timeout=0.5)  # its thread waits for the lock by now
             failed.clear()
