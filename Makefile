@@ -7,7 +7,7 @@ BIN := .venv/bin
 BWRAP := command -v bwrap >/dev/null || { echo "Tests run programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check scale-model clean
+.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check lock scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -55,6 +55,14 @@ check: .venv/ready
 scale-model: .venv/ready  ## pretrain the embedded base model again: same seed, same weights
 	@echo "Tokenizer, corpus and pretraining: up to 30 minutes on 2 cores."
 	$(BIN)/python -m lori.scale_model.pretrain
+
+# In an environment of its own: .venv cannot be made without the lock. Each build of torch names its own CUDA packages
+lock:  ## constraints.txt for pyproject.toml; versions stay unless UPGRADE is --upgrade or '-P package'
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet uv
+	.venv/lock/bin/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --fork-strategy fewest --extra dev \
+	  --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt pyproject.toml
+	sed --in-place --regexp-extended '/^(cuda|nvidia-[cn]|triton)/d' constraints.txt
 
 clean:  ## the environment and all results of this checkout
 	rm -rf .venv .lori
