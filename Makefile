@@ -7,7 +7,7 @@ BIN := .venv/bin
 BWRAP := command -v bwrap >/dev/null || { echo "Tests run programs in bubblewrap: apt-get install bubblewrap"; exit 1; }
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check lock scale-model clean
+.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-gpu check scale-model clean
 .DEFAULT_GOAL := paper
 
 paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
@@ -57,6 +57,7 @@ scale-model: .venv/ready  ## pretrain the embedded base model again: same seed, 
 	$(BIN)/python -m lori.scale_model.pretrain
 
 # In an environment of its own: .venv cannot be made without the lock. Each build of torch names its own CUDA packages
+.PHONY: lock
 lock:  ## constraints.txt for pyproject.toml; versions stay unless UPGRADE is --upgrade or '-P package'
 	$(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/pip install --quiet uv
