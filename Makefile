@@ -59,6 +59,15 @@ scale-model: .venv/ready  ## pretrain the embedded base model again: same seed, 
 	@echo "Tokenizer, corpus and pretraining: up to 30 minutes on 2 cores."
 	$(BIN)/python -m lori.scale_model.pretrain
 
+# In an environment of its own: .venv cannot be made without the lock. Each build of torch names its own CUDA packages
+.PHONY: lock
+lock:  ## constraints.txt for pyproject.toml; versions stay unless UPGRADE is --upgrade or '-P package'
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet uv
+	.venv/lock/bin/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --fork-strategy fewest --extra dev \
+	  --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt pyproject.toml
+	sed --in-place --regexp-extended '/^(cuda|nvidia-[cn]|triton)/d' constraints.txt
+
 clean:  ## the environment and all results of this checkout
 	rm -rf .venv .lori
 

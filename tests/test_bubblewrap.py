@@ -134,7 +134,7 @@ planted = b"0123456789abcdef" * 2
 def search():
     frames, frame = [], sys._getframe()
     while frame:
-        frames += [frame.f_locals, frame.f_globals, frame.f_code, frame]
+        frames += [dict(frame.f_locals), frame.f_globals, frame.f_code, frame]
         frame = frame.f_back
     stack, seen, found = [gc.get_objects(), sys.modules, frames], set(), set()
     while stack:

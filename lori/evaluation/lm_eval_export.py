@@ -21,8 +21,8 @@ from lori.config import EvalConfig
 FUNCTIONS = '''\
 """What the exported tasks call."""
 
-from lori.domains import Example
-from lori.scoring import SCORERS
+from lori.choices.domains import Example
+from lori.evaluation.scoring import SCORERS
 
 
 def prompt(doc):
