@@ -98,14 +98,14 @@ def test_one_other_row_is_another_dataset(
     lines[0] = json.dumps({**first, "question": first["question"] + " "})
     (other / "gsm8k" / "test.jsonl").write_text("\n".join(lines))
     adapt(profile="paper-smoke", methods=["lora"], domains=["math"], **{**place, "data_dir": str(other)})
-    assert computed() == ["dataset math test", "evaluate lora math  seed 0  3 steps  on math"]
+    assert computed() == ["dataset math test  1 rows", "evaluate lora math  seed 0  3 steps  on math"]
 
 
 def test_the_authors_prompts_are_other_rows(
     outcome: dict[str, int], place: dict[str, str], computed: Computed
 ) -> None:
     adapt(profile="paper-smoke", methods=["base"], domains=["nlu"], prompt_style="authors", **place)
-    assert "dataset nlu test" in computed()
+    assert "dataset nlu test  1 rows" in computed()
 
 
 def test_a_plan_computes_nothing_and_counts_what_trains(
@@ -138,6 +138,6 @@ def test_what_cannot_be_used_is_said_before_anything_is_computed(place: dict[str
     with pytest.raises(ValueError, match="Unknown base model"):
         adapt(profile="paper-smoke", **{**place, "base_model": "nobody-has-this"})
     with get_client(sync_client=True) as client:
-        (refused,) = [run for run in client.read_flow_runs() if run.name == "adapt paper-smoke nobody-has-this"]
+        (refused,) = [run for run in client.read_flow_runs() if run.name == "lori paper-smoke nobody-has-this"]
         cells = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[refused.id])))
     assert cells == []
