@@ -72,9 +72,10 @@ def _compute(asked: Job, key: str, log: Any) -> tuple[Computed, float]:
     os.environ[FLOW_RUN] = str(flow_run.id)
     show = progress_shower(log)
     started = time.monotonic()
-    with LOCKS.held(key, os.environ[FLOW_RUN]):  # against what an attempt left here that was given up
+    lock = f"{key}-worker"  # against what an attempt left here that was given up; the driver, maybe here, holds `key`
+    with LOCKS.held(lock, os.environ[FLOW_RUN]):
         listener = Listener(on_line=log.info, on_progress=show, check=lambda: None)
-        done = run_in_process(asked, listener, LOCKS.descriptors(key))
+        done = run_in_process(asked, listener, LOCKS.descriptors(lock))
     show({"what": asked.step, "done": 1, "total": 1})
     from tasks import tracking  # MLflow: two seconds, which the job's process has not to wait for
 
