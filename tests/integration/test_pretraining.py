@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -22,9 +23,10 @@ def test_pretraining_twice_gives_the_same_bytes(tmp_path):
 
 def test_pretraining_processes_die_with_their_parent(tmp_path):
     code = (
-        "from dataclasses import replace; from pathlib import Path; import tests.integration.test_pretraining as t\n"
+        "from pathlib import Path\n"
+        "from lori.scale_model.pretrain import Recipe, pretrain\n"
         "if __name__ == '__main__':\n"
-        f"    t.pretrain(replace(t.SMALL, num_steps=(9000, 1)), Path({str(tmp_path / 'model')!r}))"
+        f"    pretrain({replace(SMALL, num_steps=(9000, 1))}, Path({str(tmp_path / 'model')!r}))"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
@@ -33,9 +35,12 @@ def test_pretraining_processes_die_with_their_parent(tmp_path):
         env={"PYTHONPATH": str(OUTPUT_DIR.parents[1]), "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
     )
-    family = wait_until(
-        lambda: [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
-    )
+
+    def workers() -> list[psutil.Process]:
+        assert run.poll() is None, "the pretraining ended by itself"
+        return [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
+
+    family = wait_until(workers)
     run.send_signal(signal.SIGKILL)
     run.wait()
     wait_until(
