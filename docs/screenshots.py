@@ -11,8 +11,13 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from browser import browser, open_charts, open_page, open_table, save_screenshot  # noqa: E402 after the path to it
-
+from helpers.browser import (  # noqa: E402 after the path to it
+    browser,
+    open_charts,
+    open_page,
+    open_table,
+    save_screenshot,
+)
 from tasks import tracking  # noqa: E402
 from tasks.machine import local_runtime  # noqa: E402
 

@@ -66,11 +66,17 @@ def usage(row: Mapping[str, Any], function: Callable[..., Any]) -> str:
     for name, each in inspect.signature(function).parameters.items():
         default = row.get("parameters", {}).get(name, each.default)
         told = "" if default in (None, inspect.Parameter.empty) else f" (default {json.dumps(default)})"
-        schema = TypeAdapter(each.annotation).json_schema()
-        values = _values(schema, schema.get("$defs", {}))
-        lines += textwrap.wrap(f"{name}{told}: {values}", 110, initial_indent="  ", subsequent_indent="      ")
+        lines += textwrap.wrap(
+            f"{name}{told}: {values_of(each.annotation)}", 110, initial_indent="  ", subsequent_indent="      "
+        )
         lines += textwrap.wrap(meaning(each.annotation), 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def values_of(annotation: Any) -> str:
+    """What a parameter takes, in words."""
+    schema = TypeAdapter(annotation).json_schema()
+    return _values(schema, schema.get("$defs", {}))
 
 
 def _values(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
