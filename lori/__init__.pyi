@@ -11,6 +11,7 @@ from .adapters.masks import load_masks as load_masks
 from .adapters.masks import random_masks as random_masks
 from .adapters.masks import save_masks as save_masks
 from .adapters.merging import merge as merge
+from .base_models.resolve import SCALE_MODEL_DIR as SCALE_MODEL_DIR
 from .config import MaskConfig as MaskConfig
 from .config import MergeConfig as MergeConfig
 from .config import TrainConfig as TrainConfig

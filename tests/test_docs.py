@@ -46,25 +46,6 @@ def test_every_environment_variable_of_the_code_is_documented():
     assert used - own == listed
 
 
-def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lori").mkdir()
-    (tmp_path / "lori" / "scale_model").symlink_to(ROOT / "lori" / "scale_model")  # as in the checkout
-    namespace: dict = {}
-    exec(compile(example_in("README.md", "example"), "README.md", "exec"), namespace)
-    tokens = namespace["tokenizer"]("Say goodbye.", return_tensors="pt")
-    assert namespace["model"](**tokens).logits.isfinite().all()
-    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("adapter_model.safetensors")}
-    assert names == {
-        *(
-            f"adapters/{d}/{method}/adapter_model.safetensors"
-            for d in ("greet", "part")
-            for method in ("lori-d", "lori-s")
-        ),
-        "adapters/merged/adapter_model.safetensors",
-    }
-
-
 def test_the_export_to_the_harness_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data_dir = real_data_dir(tmp_path / "data")

@@ -120,7 +120,7 @@ def masks_of(model: nn.Module) -> dict[str, Bool[Tensor, "_out _rank"]]:
     return {module: b.mask for module, b in bs.items() if isinstance(b, SparseB)}
 
 
-def load_adapter(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig | None = None) -> PeftModel:
+def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, config: TrainConfig | None = None) -> PeftModel:
     """`model` with the adapter of `adapter_dir`; with `config` it goes on training as `config.method` does.
 
     Adapters of PEFT 0.12 load, and so do files that hold the base's embedding with some rows added (a `<PAD>` token):
@@ -129,6 +129,7 @@ def load_adapter(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig 
     Raises:
         ValueError: if the files are damaged or edited, or do not fit `model` or `config`.
     """
+    adapter_dir = Path(adapter_dir)
     kind, row = kind_of(adapter_dir), method("base" if config is None else config.method)
     if config is not None and row.kind != kind:
         raise ValueError(f"{adapter_dir} holds a {kind} adapter, which {config.method} can't go on from.")
@@ -172,7 +173,7 @@ def num_trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None:
+def save_adapter(model: nn.Module, directory: str | Path, config: TrainConfig) -> None:
     """Write what was trained: a PEFT directory, or for `full` the whole model; nothing for `base`.
 
     The mask of sparse B's lies beside them: a kept entry may be 0, so B alone does not show it. The file's metadata
@@ -181,6 +182,7 @@ def save_adapter(model: nn.Module, directory: Path, config: TrainConfig) -> None
     Raises:
         ValueError: if `model` has no adapter although `config.method` trains one.
     """
+    directory = Path(directory)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     row = method(config.method)
     if isinstance(model, PeftModel):
@@ -217,8 +219,9 @@ def _metadata(tensors: Mapping[str, Tensor], model: PeftModel, config: TrainConf
     return {**made, "scaling": scalings.pop() if len(scalings) == 1 else None, **origin, **digests}
 
 
-def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
+def apply_adapter(model: PreTrainedModel, adapter_dir: str | Path) -> PreTrainedModel:
     """`model` with the adapter merged into its weights; which kind it is, its files say."""
+    adapter_dir = Path(adapter_dir)
     if (adapter_dir / "adapter_config.json").exists():
         return load_adapter(model, adapter_dir).merge_and_unload()
     if (adapter_dir / "config.json").exists():
@@ -226,7 +229,7 @@ def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> PreTrainedModel:
     return model
 
 
-def attach_trained(model: PreTrainedModel, adapter_dir: Path, config: TrainConfig) -> nn.Module:
+def attach_trained(model: PreTrainedModel, adapter_dir: str | Path, config: TrainConfig) -> nn.Module:
     """`model` with an adapter that goes on training (continual learning): its A, and its B not reset.
 
     Raises:

@@ -29,7 +29,7 @@ FORMAT = "lori-compact/1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def save_compact(adapter_dir: Path, path: Path, *, dtype: str) -> None:
+def save_compact(adapter_dir: str | Path, path: str | Path, *, dtype: str) -> None:
     """Write the adapter of LoRI in `adapter_dir` as one file, its values as float32 (exact) or bfloat16 (rounded).
 
     The mask is the lori_mask.safetensors beside the adapter (LoRI-S); without one, all of B are values (LoRI-D).
@@ -38,6 +38,7 @@ def save_compact(adapter_dir: Path, path: Path, *, dtype: str) -> None:
         ValueError: for another dtype, if A is not the one of its seed, if B has non-zeros outside the mask, or if the
             adapter was changed after it was saved.
     """
+    adapter_dir, path = Path(adapter_dir), Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)} (lori/adapters/compact.py).")
     is_sparse = (adapter_dir / MASK_FILE).exists()
@@ -97,13 +98,14 @@ def _kept(adapter: AdapterFile, module: str, mask: Tensor) -> Float[Tensor, " ke
     return b[mask]
 
 
-def expand_compact(path: Path, adapter_dir: Path) -> None:
+def expand_compact(path: str | Path, adapter_dir: str | Path) -> None:
     """Write the PEFT directory that `path` was made of, with its mask if it had one, as a new or empty directory.
 
     Raises:
         ValueError: if `path` is damaged or no compact adapter, if `adapter_dir` holds files, or if this machine draws
             another A than the one that B was trained with.
     """
+    path, adapter_dir = Path(path), Path(adapter_dir)
     if adapter_dir.exists() and any(adapter_dir.iterdir()):
         raise ValueError(f"{adapter_dir} holds files already: expand into a new directory.")
     header, tensors = read_checked(path, FORMAT)

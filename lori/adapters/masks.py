@@ -21,7 +21,7 @@ NOT_FINITE = 0x7F80  # the upper half of an fp32 with all exponent bits: infinit
 
 
 def extract_masks(
-    adapter_dir: Path, config: MaskConfig, *, excluded: Mapping[str, Bool[Tensor, "_d_out _rank"]] | None = None
+    adapter_dir: str | Path, config: MaskConfig, *, excluded: Mapping[str, Bool[Tensor, "_d_out _rank"]] | None = None
 ) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
     """`magnitude_masks` of the B's in a PEFT directory; one of them is in memory at a time, its base model never.
 
@@ -30,6 +30,7 @@ def extract_masks(
     Raises:
         ValueError: as `open_adapter`, `magnitude_masks` and `check_masks`; if too few others are there.
     """
+    adapter_dir = Path(adapter_dir)
     with open_adapter(adapter_dir) as adapter:
         check_digests(adapter)
         if excluded is None:
@@ -181,20 +182,22 @@ def unpack(bits: UInt8[Tensor, " num_bytes"], shape: tuple[int, int]) -> Bool[Te
     return torch.from_numpy(flags.view(np.bool_)).view(shape)
 
 
-def save_masks(masks: Mapping[str, Bool[Tensor, "_d_out _rank"]], directory: Path) -> None:
+def save_masks(masks: Mapping[str, Bool[Tensor, "_d_out _rank"]], directory: str | Path) -> None:
     """Write lori_mask.safetensors: packed bits, shapes and a checksum. An adapter in `directory` stays as it is."""
+    directory = Path(directory)
     bits = {module: pack(mask) for module, mask in masks.items()}
     shapes = {module: list(mask.shape) for module, mask in masks.items()}
     with written_whole(directory) as partial:
         write_checked(partial / MASK_FILE, bits, {"format": FORMAT, "shapes": shapes, "num_kept": num_kept(masks)})
 
 
-def load_masks(path: Path) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
+def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "_d_out _rank"]]:
     """The masks in a directory (`save_masks`), or in a file of the authors' (`0.9_mask.pt`), by module.
 
     Raises:
         ValueError: if there are none, if the file is damaged or edited, or if reading it could run code.
     """
+    path = Path(path)
     path = path / MASK_FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} does not exist: save a mask of a LoRI-D adapter there first (save_masks).")

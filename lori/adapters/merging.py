@@ -62,7 +62,9 @@ def truncated_svd(scaled: Sequence[float], pairs: Sequence[Pair], rank: int) -> 
     return (v[:rank] @ q_a.T).float(), (q_b @ (u[:, :rank] * singular[:rank])).float()
 
 
-def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, *, models_dir: str | None = None) -> None:
+def merge(
+    adapter_dirs: Sequence[str | Path], config: MergeConfig, out: str | Path, *, models_dir: str | None = None
+) -> None:
     """Write the merge of `adapter_dirs` to `out`: a PEFT directory, or a whole model for methods without factors.
 
     A merge of factors is in fp32 at scaling 1, with the other settings of the first adapter, and has each module that
@@ -74,18 +76,19 @@ def merge(adapter_dirs: Sequence[Path], config: MergeConfig, out: Path, *, model
         ValueError: as `check_merge_config`; for adapters of different base models, damaged ones, or ones that are more
             than their factors; for different ranks, which only concat and svd merge. `out` stays as it was.
     """
-    check_merge_config(config, len(adapter_dirs))
-    check_directories(adapter_dirs, config.base_model)
-    without = [str(directory) for directory in adapter_dirs if not _has_factors(directory)]
+    directories, out = [Path(directory) for directory in adapter_dirs], Path(out)
+    check_merge_config(config, len(directories))
+    check_directories(directories, config.base_model)
+    without = [str(directory) for directory in directories if not _has_factors(directory)]
     if without and MERGE_METHODS[config.method].tensors is None:
         raise ValueError(
             f"{config.method} needs the low-rank factors that {', '.join(without)} lacks (a full or DoRA model, whose"
             " dense update has no rank to keep): merge with concat or linear."
         )
     if without:
-        _merge_dense(adapter_dirs, config, out, base_model(config.base_model, models_dir))
+        _merge_dense(directories, config, out, base_model(config.base_model, models_dir))
     else:
-        _merge_factors(adapter_dirs, config, out)
+        _merge_factors(directories, config, out)
 
 
 def _has_factors(directory: Path) -> bool:
