@@ -3,13 +3,16 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import TypeVar
 
 from lori.evaluation.intervals import QUANTILE, Interval
 
 MISSING = "–"
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Table:
     columns: Mapping[str, str]
     rows: Sequence[Mapping[str, Value]]
     models: Sequence[Sequence[str]] = ()
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by their key, in the order in which the keys come first."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def combine(values: Sequence[float], errors: Sequence[float]) -> Estimate:

@@ -14,7 +14,7 @@ from lori.evaluation.intervals import Interval
 from lori.evaluation.row_names import RowName
 from tasks import tracking
 from tasks.report import charts_png
-from tasks.report.charts import by_module, interference_heats, overlap_heats, sparsity_heats
+from tasks.report.charts import interference_heats, overlap_heats, sparsity_heats
 from tasks.report.paper_tables import ablations_table
 from tasks.report.write import Cell
 from tasks.results import Handle
@@ -168,9 +168,9 @@ def test_interference_is_a_row_a_pair_of_domains_and_a_panel_a_method(sqlite_sto
 
 
 def test_a_heat_map_has_layers_in_their_order_and_gaps_where_a_layer_has_no_such_module() -> None:
-    pairs = [pair_of(["nlu", "math"], 0.2, None)]
-    values, layers, projections = by_module(pairs, lambda module: abs(module["cosine"]))
-    assert (layers, projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
+    (heat,) = interference_heats({"lora": [pair_of(["nlu", "math"], 0.2, None)]})
+    values = heat.values
+    assert (heat.layers, heat.projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
     assert values[:2, 0].tolist() == [0.2, 0.2]  # the magnitude of ±0.2
     assert math.isnan(values[0, 1])
     assert values[2, 1] == 0.0
