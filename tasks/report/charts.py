@@ -19,7 +19,7 @@ KEPT = "first domain after the second, percent"
 
 @dataclass(frozen=True)
 class Series:
-    """One method's numbers, with their 95 % intervals, by place: of a bar chart a group's name, else a number."""
+    """One method's numbers, with their 95 % intervals, by place: a number, or the name of a group."""
 
     name: str
     points: Sequence[tuple[Any, Estimate]]
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`kind` is bars (places are groups, in their order) or lines; `log` is of the x axis."""
+    """Dots with intervals. `kind` is groups (places are names, in their order) or lines; `log` is of the x axis."""
 
     title: str
     x_label: str
@@ -40,6 +40,13 @@ class Chart:
     def places(self) -> list[Any]:
         """Of all series, in the order in which they name them."""
         return list(dict.fromkeys(place for each in self.series for place, _ in each.points))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the y axis, in percent: all that the intervals reach, and no more, so that differences can be seen."""
+        reached = [end for each in self.series for _, value in each.points for end in value.interval] or [0.0, 100.0]
+        room = max(1.0, (max(reached) - min(reached)) / 20)
+        return max(-room, min(reached) - room), min(100.0 + room, max(reached) + room)
 
 
 @dataclass(frozen=True)
@@ -70,29 +77,30 @@ def _series(points: Iterable[tuple[str, Any, Value]]) -> list[Series]:
 
 
 def _single(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are metrics, bars methods."""
+    """Groups are metrics."""
     table = tables["single"]
     metrics = {name: title for name, title in table.columns.items() if "/" in name}
     points = [(str(row["method"]), title, row.get(name)) for row in table.rows for name, title in metrics.items()]
-    yield Chart(table.title, "", PERCENT, "bars", _series(points))
+    yield Chart(table.title, "", PERCENT, "groups", _series(points))
 
 
 def _merging(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are merges, bars methods."""
+    """Groups are merges."""
     table = tables["merging"]
-    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in table.rows]
-    yield Chart(table.title, "", MEAN, "bars", _series(points))
+    yield Chart(table.title, "", MEAN, "groups", _merges(table.rows))
 
 
-def _merge_of(row: Mapping[str, Value]) -> str:
-    return UNMERGED if row["merge"] == NO_MERGE else str(row["merge"])
+def _merges(rows: Iterable[Mapping[str, Value]]) -> list[Series]:
+    return _series(
+        (str(row["method"]), UNMERGED if row["merge"] == NO_MERGE else str(row["merge"]), row["mean"]) for row in rows
+    )
 
 
 def _continual(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are pairs of domains, bars what is left of the first one, by method."""
+    """Groups are pairs of domains; shown is what is left of the first one."""
     table = tables["continual"]
     points = [(str(row["method"]), str(row["domains"]), row["first_after"]) for row in table.rows]
-    yield Chart(table.title, "", KEPT, "bars", _series(points))
+    yield Chart(table.title, "", KEPT, "groups", _series(points))
 
 
 def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
@@ -102,9 +110,8 @@ def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
     if sizes:
         yield Chart("(a) An adapter per domain", "trainable entries", MEAN, "lines", _series(sizes), log=True)
     merges = [row for row in tables["merging"].rows if row["merge"] in (NO_MERGE, "concat")]
-    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in merges]
-    if points:
-        yield Chart("(b) Merged by concat", "", MEAN, "bars", _series(points))
+    if merges:
+        yield Chart("(b) Merged by concat", "", MEAN, "groups", _merges(merges))
     if tables["continual"].rows:
         yield from (replace(chart, title="(c) Continual learning") for chart in _continual(tables))
 
@@ -122,7 +129,7 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
                 is_line = log or not _are_crowded([number for number in numbers.values() if number is not None])
             places = numbers if is_line else {text: text for text in numbers}
             points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
-            kind = "lines" if is_line else "bars"
+            kind = "lines" if is_line else "groups"
             yield Chart(name.changed, name.changed, MEAN, kind, _series(points), log and is_line)
 
 

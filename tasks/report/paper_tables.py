@@ -23,6 +23,8 @@ from tasks.report.scores import (
 )
 from tasks.report.table import Estimate, Table, Value, group_by
 
+MEAN_FIRST = {"mean": "Mean ↑"}  # before the scores that it is of: the last column of a wide table is lost first
+
 
 def _scored(cells: Sequence[Cell], metrics: Iterable[str]) -> dict[str, Value]:
     """The scores of a row: each metric, and the mean over domains."""
@@ -41,12 +43,12 @@ def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
             "method": method,
             "num_trainable": sizes[method],
             "share": f"{sizes[method] / reference:.2%}" if reference else None,
-            **_scored(group, metrics),  # the mean for MLflow alone
+            **_scored(group, metrics),
         }
         for (method,), group in groups.items()
     ]
-    columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s"}
-    return Table("One adapter per domain", columns | metrics, rows, [*map(models_of, groups.values())])
+    columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s", **MEAN_FIRST, **metrics}
+    return Table("One adapter per domain", columns, rows, [*map(models_of, groups.values())])
 
 
 def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
@@ -61,7 +63,7 @@ def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
         {"method": method, "merge": merge, "weights": _weights(weights), **_scored(group, metrics)}
         for (method, merge, weights), group in groups.items()
     ]
-    columns = {"method": "Method", "merge": "Merge", "weights": "Weights", **metrics, "mean": "Mean ↑"}
+    columns = {"method": "Method", "merge": "Merge", "weights": "Weights", **MEAN_FIRST, **metrics}
     return Table("Adapters of all domains merged into one", columns, rows, [*map(models_of, groups.values())])
 
 
@@ -110,7 +112,7 @@ def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         row |= {"update_norm": fmean(norms)} if norms else {}
         rows.append(row | _scored(group, metric_columns(group)))  # continual learning has a mean over its two domains
     columns = {"method": "Method", "setting": "Setting", "value": "Value"}
-    columns |= {"num_trainable": "Trainable", "update_norm": "‖ΔW‖", **metrics, "mean": "Mean ↑"}
+    columns |= {"num_trainable": "Trainable", "update_norm": "‖ΔW‖", **MEAN_FIRST, **metrics}
     return Table("One setting changed at a time", columns, rows, [*map(models_of, groups.values())])
 
 
@@ -133,10 +135,10 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         rows.append({**row, "mean": combined(means) if is_whole else None})
     for of_method in group_by(rows, lambda row: row["method"]).values():
         _choose(of_method)
-    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate"}
+    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate", "mean": "Mean on validation rows ↑"}
     scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
     columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
-    columns |= {"mean": "Mean on validation rows ↑", "chosen": "Chosen", "edge": "at the edge"}
+    columns |= {"chosen": "Chosen", "edge": "at the edge"}
     return Table("Learning rates", columns, rows, [*map(models_of, groups.values())])
 
 
