@@ -11,23 +11,23 @@ from statistics import fmean
 import numpy as np
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import REFERENCE, THEN, WEIGHT, RowName
+from lori.evaluation.row_names import REFERENCE, THEN, TITLES, WEIGHT, RowName
 from tasks.report.table import Estimate, Table, Value, group_by
 from tasks.result_files import Pairs
 
 MATCHED = """\
-Each method trained on the second domain for fewer and for all rows (above). Between these points lines are drawn, and
-read where every method's new domain stands at the best score that all of them reach; no interval is given for what is
-read off lines. – is a method whose first point is beyond it already."""
+Each method is trained on the second domain for fewer and for all rows (the table above). Lines between these points
+are read at the best score on the new domain that all methods reach. What is read off a line has no interval; – is a
+method that learns more than that from the fewest rows."""
 NORMS = """\
-The merges with other weights (above): each method's mean over domains, read off the line between its own points where
-its update has the Frobenius norm of LoRA's. No interval is given for what is read off lines; – is a norm that none of
-a method's weights reach."""
+Merges with other weights (the table above). Each method's mean over domains is read off the line between its own
+points, at the Frobenius norm of LoRA's update. What is read off a line has no interval; – is a norm that no weight of
+the method reaches."""
 Rows = Sequence[Mapping[str, Value]]
 INTERFERENCE = """\
-Means over seeds. The cosine is of two domains' whole updates ΔW as vectors; 0 is no interference to first order. A's
-alignment is the mean squared cosine of the principal angles between their row spaces, and by chance rank / width.
-Masks overlap by the entries that both keep, as a multiple of what chance alone would leave to both."""
+Means over seeds. The cosine is that of two domains' whole updates ΔW, taken as vectors; 0 is no interference to first
+order. The alignment of A is the mean squared cosine of the principal angles between two row spaces; by chance it is
+rank / width. The overlap of masks counts the entries that both keep, as a multiple of what chance alone would give."""
 
 
 def by_setting(ablations: Table) -> dict[RowName, list[Mapping[str, Value]]]:
@@ -48,8 +48,8 @@ def matched_table(ablations: Table) -> Table:
             row: dict[str, Value] = {"domains": f"{name.first_domain}{THEN}{name.new_domain}"}
             row |= {"reached": f"{reached:.1f}", **{method: _read(line, reached) for method, line in lines.items()}}
             rows.append(row)
-    columns = _with_methods({"domains": "Domains", "reached": "New domain at, percent"}, rows)
-    return Table("First domain kept at matched accuracy on the new one", columns, rows)
+    columns = _with_methods({"domains": "Domains", "reached": "New domain, percent"}, rows)
+    return Table("What is kept of the first domain at equal accuracy on the new one", columns, rows)
 
 
 def norms_table(ablations: Table) -> Table:
@@ -65,8 +65,8 @@ def norms_table(ablations: Table) -> Table:
             for norm in lines.get(REFERENCE, ([], []))[0]:
                 at_norm = {method: _read(line, norm) for method, line in lines.items()}
                 rows.append({"merge": name.merge, "norm": norm, **at_norm})
-    columns = _with_methods({"merge": "Merge", "norm": f"‖ΔW‖ of {REFERENCE}"}, rows)
-    return Table("Merges at one norm", columns, rows)
+    columns = _with_methods({"merge": "Merge", "norm": f"‖ΔW‖ of {TITLES[REFERENCE]}"}, rows)
+    return Table("Merges at equal norms of the update", columns, rows)
 
 
 Line = tuple[Sequence[float], Sequence[float]]  # x, rising, and y
@@ -111,7 +111,7 @@ def interference_table(pairs: Pairs) -> Table:
         "domains": "Domains",
         "cosine": "Cosine of ΔW",
         "alignment": "Alignment of A",
-        "chance": "by chance",
+        "chance": "By chance",
         "overlap": "Overlap of masks ÷ chance",
     }
     return Table("Interference between domains", columns, rows)

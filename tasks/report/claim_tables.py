@@ -84,26 +84,23 @@ def _unjudged(pair: RowName, interval: Interval) -> dict[str, Value]:
 
 def with_intervals(name: str, table: Table, intervals: Intervals) -> Table:
     """The table `name` with the bootstrap's intervals in place of the normal distribution's, where there are any."""
-    rows = [
-        {column: _with_ends(value, _place(name, row, column), intervals) for column, value in row.items()}
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        places = _continual_places(row) if name == "continual" else _places(row)
+        found = {column: intervals.get(of, {}).get(measure) for column, (of, measure) in places.items()}
+        rows.append({column: _with_ends(value, found.get(column)) for column, value in row.items()})
     return replace(table, rows=rows)
 
 
-def _place(table: str, row: Mapping[str, Value], column: str) -> tuple[RowName, str] | None:
-    """Name and measure of a cell in comparisons; None if it is in none."""
-    if table == "continual":
-        return _continual_place(str(row["method"]), str(row["domains"]), column)
+def _places(row: Mapping[str, Value]) -> dict[str, tuple[RowName, str]]:
+    """By column the name and measure of its cell in comparisons."""
     name = RowName.of({label: row[label] for label in LABELS if row.get(label, NO_MERGE) != NO_MERGE})
-    if column == OVER_REFUSAL_RATE:
-        return replace(name, is_over_refusal=True), OVER_REFUSAL
-    measure = {**{domain.headline: name for name, domain in DOMAINS.items()}, MEAN: MEAN}.get(column)
-    return (name, measure) if measure else None
+    places = {MEAN: (name, MEAN), OVER_REFUSAL_RATE: (replace(name, is_over_refusal=True), OVER_REFUSAL)}
+    return places | {domain.headline: (name, measure) for measure, domain in DOMAINS.items()}
 
 
-def _continual_place(method: str, domains: str, column: str) -> tuple[RowName, str] | None:
-    first, new = domains.split(THEN)
+def _continual_places(row: Mapping[str, Value]) -> dict[str, tuple[RowName, str]]:
+    method, (first, new) = str(row["method"]), str(row["domains"]).split(THEN)
     before = RowName(method, measured=BEFORE)
     kept, learned = (RowName(method, measured=measured, new_domain=new) for measured in (KEPT, LEARNED))
     return {
@@ -112,11 +109,10 @@ def _continual_place(method: str, domains: str, column: str) -> tuple[RowName, s
         "over_refusal_before": (replace(before, is_over_refusal=True), OVER_REFUSAL),
         "over_refusal_after": (replace(kept, is_over_refusal=True), OVER_REFUSAL),
         "new_after": (learned, new),
-    }.get(column)
+    }
 
 
-def _with_ends(value: Value, place: tuple[RowName, str] | None, intervals: Intervals) -> Value:
-    found = intervals.get(place[0], {}).get(place[1]) if place else None
+def _with_ends(value: Value, found: Interval | None) -> Value:
     if not isinstance(value, Estimate) or found is None or not math.isfinite(found.low):
         return value
     return replace(value, ends=(found.low, found.high))

@@ -100,17 +100,17 @@ def _recipe_table(cells: Sequence[Cell]) -> Table:
     trained = [config for config in configs if "num_epochs" in config]  # a published adapter doesn't say how
     rows: list[dict[str, Value]] = []
     for recipe, group in group_by(trained, lambda config: tuple(str(config[name]) for name in RECIPE)).items():
-        epochs = {config["domain"]: config["num_epochs"] for config in group}
-        num_epochs = ", ".join(f"{domain} {num}" for domain, num in epochs.items())
-        rows.append({**dict(zip(RECIPE, recipe, strict=True)), "num_epochs": num_epochs})
-    return Table("Recipe", {name: name.replace("_", " ") for name in (*RECIPE, "num_epochs")}, rows)
+        num_epochs = {config["domain"]: config["num_epochs"] for config in group}
+        epochs = ", ".join(f"{domain} {num}" for domain, num in num_epochs.items())
+        rows.append({**dict(zip(RECIPE, recipe, strict=True)), "epochs": epochs})
+    return Table("Recipe", {name: name.replace("_", " ").capitalize() for name in (*RECIPE, "epochs")}, rows)
 
 
 def _settings_table(settings: Mapping[str, Any]) -> Table:
     rows: list[dict[str, Value]] = [
         {"name": name, "value": _listed(value)} for name, value in settings.items() if name not in EFFORT
     ]
-    return Table("Settings", {"name": "setting", "value": "value"}, rows)
+    return Table("Settings", {"name": "Setting", "value": "Value"}, rows)
 
 
 def _origin(cells: Sequence[Cell], found: Sequence[Effort], runtime: Runtime) -> str:

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import REFERENCE, THEN
+from lori.evaluation.row_names import REFERENCE, THEN, TITLES
 from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of, validation_score
 from tasks.report.scores import (
     NO_MERGE,
@@ -47,7 +47,13 @@ def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         }
         for (method,), group in groups.items()
     ]
-    columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s", **MEAN_FIRST, **metrics}
+    columns = {
+        "method": "Method",
+        "num_trainable": "Trainable",
+        "share": f"Of {TITLES[REFERENCE]}'s",
+        **MEAN_FIRST,
+        **metrics,
+    }
     return Table("One adapter per domain", columns, rows, [*map(models_of, groups.values())])
 
 
@@ -93,9 +99,9 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
         "method": "Method",
         "domains": "Domains",
         "first_before": "First domain before ↑",
-        "first_after": "after ↑",
+        "first_after": "First domain after ↑",
         "over_refusal_before": "Over-refusal before ↓",
-        "over_refusal_after": "after ↓",
+        "over_refusal_after": "Over-refusal after ↓",
         "new_after": "New domain ↑",
     }
     return Table("Continual learning", columns, rows, [*map(models_of, groups.values())])
@@ -138,7 +144,7 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate", "mean": "Mean on validation rows ↑"}
     scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
     columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
-    columns |= {"chosen": "Chosen", "edge": "at the edge"}
+    columns |= {"chosen": "Chosen", "edge": "At the edge"}
     return Table("Learning rates", columns, rows, [*map(models_of, groups.values())])
 
 

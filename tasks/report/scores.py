@@ -69,20 +69,6 @@ def combined(scores: Sequence[tuple[float, float]]) -> Estimate:
     return combine(*zip(*scores, strict=True))
 
 
-def headline_means(cells: Sequence[Cell]) -> dict[tuple[str, str], Estimate]:
-    """By method and merge, `UNMERGED` for an adapter each: the mean over domains of their headline metrics."""
-    means: dict[tuple[str, str], Estimate] = {}
-    for table in ("single", "merging"):
-        chosen = of_table(cells, table)
-        headlines = headlines_of(metric_columns(chosen))
-        labels = ("method", "merge") if table == "merging" else ("method",)
-        for group_labels, group in grouped(chosen, *labels).items():
-            if estimate := mean_estimate(by_seed(group), headlines):
-                method, merge = (*group_labels, UNMERGED)[:2]
-                means[method, merge] = estimate
-    return means
-
-
 def metric_columns(cells: Sequence[Cell]) -> dict[str, str]:
     """The headline metric of each domain that was scored, and over-refusal beside safety, with their titles."""
     found = {name for cell in cells for scores in cell.scores for name in scores.metrics}

@@ -5,11 +5,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lori.choices.profiles import PLACES, Profile
 from lori.evaluation.intervals import Intervals
@@ -31,7 +29,7 @@ from tasks.report.making import EFFORT, efforts, headline, making, save_efforts,
 from tasks.report.mlflow_rows import log_rows
 from tasks.report.page import to_html
 from tasks.report.paper_tables import TABLES, all_metrics
-from tasks.report.scores import Cell, headline_means, of_table
+from tasks.report.scores import Cell, of_table
 from tasks.report.table import Table, to_csv, to_markdown
 from tasks.result_files import Pairs
 from tasks.results import Handle, Runtime, canonical, step_key
@@ -112,7 +110,7 @@ def write_report(
         settings=as_texts(about),
         tables=frozenset(shown),
         versions=frozenset(handle.key.rpartition("-")[0] for cell in cells for handle in (cell.adapter, *cell.scores)),
-        means=to_metrics(headline_means(cells)),
+        means=to_metrics(tables),
     )
     log_rows(tables, about, runtime)
     tables = _all_tables(tables, analyses)
@@ -196,12 +194,10 @@ def _draw(tables: Mapping[str, Table], pairs: Pairs, earlier: Path | None, direc
 
 def _digest(charts: Mapping[str, Sequence[Chart]], heats: Mapping[str, Sequence[Heat]]) -> str:
     """Of what figures show, and of the code that draws them; of changed code that no commit has, never the same."""
-    maps = {
-        name: [(replace(heat, values=np.empty(0)), heat.values.tolist()) for heat in heats[name]] for name in heats
-    }
+    values = [heat.values.tolist() for panels in heats.values() for heat in panels]  # a repr leaves digits out
     drawn_by = tracking.provenance()
     now = time.time() if drawn_by["lori.dirty"] == "true" else 0.0
-    return hashlib.sha256(repr((charts, maps, drawn_by, now)).encode()).hexdigest()
+    return hashlib.sha256(repr((charts, heats, values, drawn_by, now)).encode()).hexdigest()
 
 
 def _write_files(directory: Path, markdown: str, tables: Mapping[str, Table]) -> None:

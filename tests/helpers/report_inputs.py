@@ -122,6 +122,6 @@ def of_base(store: Store, base: str, cells: list[Cell], **settings: Any) -> str:
 
 
 def section(markdown: str) -> list[list[str]]:
-    text = markdown.partition("## Beside other base models\n\n")[2].partition("\n\n#")[0]
+    text = markdown.partition("## Compared with other base models\n\n")[2].partition("\n\n#")[0]
     lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
     return [[text.strip() for text in line.strip("|").split("|")] for line in lines]

@@ -98,7 +98,7 @@ def test_the_report_has_every_part(home: Path, resumed: dict[str, str]) -> None:
         "Continual learning",
         "Differences, with 95 % intervals",
         "Interference between domains",
-        "Beside the paper's own figures",
+        "Compared with the paper's own figures",
         "How it was made",
     ]
     assert re.findall(r"^\d\. \*\*(.*):\*\*", text, re.MULTILINE) == ["Cannot tell"] * 3  # of one seed

@@ -113,7 +113,7 @@ def test_the_report_leaves_nothing_in_the_working_directory(
 
 def test_a_base_is_shown_beside_the_newest_report_of_each_other(sqlite_store: Store, cells: list[Cell]) -> None:
     better = tracked(sqlite_store, single("lora", "nlu", 90.0))
-    assert "Beside other" not in of_base(sqlite_store, "first@1", cells)
+    assert "Compared with other" not in of_base(sqlite_store, "first@1", cells)
     of_base(sqlite_store, "second@1", [better], seeds=(0,))
     titles, *rows = section(of_base(sqlite_store, "third@1", cells))
     assert titles == ["Merge", "Base model", "lora", "Settings", "MLflow run"]
@@ -142,9 +142,9 @@ def test_of_a_base_with_several_reports_the_one_with_the_same_settings_is_shown(
 
 def test_an_incomplete_report_says_so_and_is_compared_with_nothing(sqlite_store: Store, cells: list[Cell]) -> None:
     assert "Some cells failed" in report(sqlite_store, cells, base_model="first@1", is_complete=False)[1]
-    assert "Beside other" not in of_base(sqlite_store, "second@1", cells)
+    assert "Compared with other" not in of_base(sqlite_store, "second@1", cells)
     assert "Some cells failed" not in of_base(sqlite_store, "first@1", cells)  # made whole
-    assert "Beside other" in of_base(sqlite_store, "second@1", cells)
+    assert "Compared with other" in of_base(sqlite_store, "second@1", cells)
 
 
 def test_results_of_another_version_are_marked(sqlite_store: Store, cells: list[Cell]) -> None:

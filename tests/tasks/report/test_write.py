@@ -74,7 +74,7 @@ def test_a_report_of_merges_alone_has_no_other_table(sqlite_store: Store, cells:
     _, markdown = report(sqlite_store, cells[2:])
     titles = [line for line in markdown.splitlines() if line.startswith("## ")]
     assert titles == ["## Adapters of all domains merged into one", "## How it was made"]
-    assert "learning_rate" not in markdown
+    assert "Learning rate" not in markdown
     assert "density of magnitude, TIES and DARE merges 0.7" in markdown
 
 
@@ -84,6 +84,7 @@ def test_the_report_says_what_it_is_of(sqlite_store: Store, cells: list[Cell]) -
     assert f"80.0 [{80 - 1.96 * math.sqrt(5):.1f}, {80 + 1.96 * math.sqrt(5):.1f}]" in markdown
     assert "Base model scale@0123, seeds 0, 1; written 20" in markdown
     assert "3 cells were computed in 0:01:15; training alone, over all adapters, took 0:03:00." in markdown
+    assert "| Method | Rank | Alpha | Learning rate | Batch size | Max length | Epochs |" in markdown
     assert "| lora | 6 | 12 | 0.003 | 16 | 160 | nlu 1 |" in markdown
     assert f"torch {tracking.provenance()['lori.torch']}" in markdown
     assert "Continual" not in markdown  # there is no such cell
