@@ -12,7 +12,7 @@ from lori.choices.profiles import PROFILES
 from lori.evaluation.claims import MIN_SEEDS, OPEN
 from lori.evaluation.intervals import Intervals
 from tasks import tracking
-from tasks.report.claim_tables import judged
+from tasks.report.claim_tables import judged, verdicts
 from tasks.report.scores import Cell, of_table
 from tasks.report.table import Table, Value, group_by, to_markdown
 from tasks.results import Runtime, canonical
@@ -22,7 +22,9 @@ EFFORT_FILE = "effort.json"
 RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
 # Profiles of too few steps to mean anything, and those that they are small copies of
 COPIES = {"smoke": "scale", "paper-smoke": "paper"}
-REPEATED = ("rank", "sparsity", "scope", "density")  # settings that a command repeats where they are not the profile's
+# Settings that a command repeats where they are not the profile's
+REPEATED = ("base_model", "rank", "sparsity", "scope", "density")
+INCOMPLETE = "**Some cells failed: their rows are missing.**"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,26 @@ def save_efforts(found: Sequence[Effort], directory: Path) -> None:
     (directory / EFFORT_FILE).write_text(json.dumps([asdict(effort) for effort in found]))
 
 
-def headline(cells: Sequence[Cell], settings: Mapping[str, Any], found: Sequence[Effort]) -> str:
+def opening(
+    cells: Sequence[Cell],
+    settings: Mapping[str, Any],
+    found: Sequence[Effort],
+    intervals: Intervals,
+    *,
+    is_complete: bool,
+) -> list[str]:
+    """What the report is of, the verdicts, and what they lack: a paragraph each."""
+    parts = [
+        "# LoRI: results",
+        _headline(cells, settings, found),
+        "" if is_complete else INCOMPLETE,
+        verdicts(intervals),
+        _to_decide(_seeds(cells), settings, found, intervals),
+    ]
+    return [part for part in parts if part]
+
+
+def _headline(cells: Sequence[Cell], settings: Mapping[str, Any], found: Sequence[Effort]) -> str:
     """Base, seeds, and what computing took."""
     bases = sorted({cell.adapter.config["base_model"] for cell in cells})
     adapters = {cell.adapter.run_id: cell.adapter for cell in cells}.values()
@@ -65,27 +86,33 @@ def headline(cells: Sequence[Cell], settings: Mapping[str, Any], found: Sequence
     return f"{about} {computed}; training alone, over all adapters, took {trained}."
 
 
-def to_decide(
-    cells: Sequence[Cell], settings: Mapping[str, Any], intervals: Intervals, found: Sequence[Effort]
-) -> str | None:
-    """What computes the seeds that a verdict lacks, and about how long that takes; None if no seed is missing."""
-    seeds, name = _seeds(cells), settings["name"]
+def _to_decide(
+    seeds: Sequence[int], settings: Mapping[str, Any], found: Sequence[Effort], intervals: Intervals
+) -> str:
+    """What computes the seeds that a verdict lacks, and about how long that takes; empty if no seed is missing."""
     is_open = OPEN in [verdict for _, verdict, _ in judged(intervals).values()]
     if not is_open or len(seeds) >= MIN_SEEDS:
-        return None
+        return ""
+    name = settings["name"]
     if name in COPIES:
         command = f"`python -m flows claims --profile {COPIES[name]}`"
         return f"The profile {name} trains too briefly for a verdict: {command} computes one that means something."
-    usual = canonical(PROFILES[name])
-    changed = [f" -p {each}={settings[each]}" for each in REPEATED if settings.get(each, usual[each]) != usual[each]]
     missing = len({*range(MIN_SEEDS)} - {*seeds})
-    has = f"This report has {len(seeds)} seed{'s' * (len(seeds) > 1)}; a verdict takes {MIN_SEEDS}."
-    computes = f"`python -m flows claims --profile {name}{''.join(changed)}` computes the {missing} that are missing"
+    told = f"This report has {len(seeds)} seed{'s' * (len(seeds) > 1)}; a verdict takes {MIN_SEEDS}."
+    told += f" `python -m flows claims --profile {name}{_changes(settings)}` computes the {missing} that are missing"
     if not found:
-        return f"{has} {computes}."
+        return f"{told}."
     num_cells = settings["num_computed"] + settings["num_cached"]
     pace = sum(effort.seconds for effort in found) / sum(effort.num_computed for effort in found)
-    return f"{has} {computes}: about {_roughly(pace * num_cells / len(seeds) * missing)} at the pace of this study."
+    return f"{told}: about {_roughly(pace * num_cells / len(seeds) * missing)} at the pace of this study."
+
+
+def _changes(settings: Mapping[str, Any]) -> str:
+    """The parameters that ask for these settings where they are not those of their profile."""
+    profile = PROFILES[settings["name"]]
+    usual = {**canonical(profile), "base_model": profile.base.name}
+    asked = {**usual, **settings, "base_model": settings["base_model"].partition("@")[0]}
+    return "".join(f" -p {name}={asked[name]}" for name in REPEATED if asked[name] != usual[name])
 
 
 def making(cells: Sequence[Cell], settings: Mapping[str, Any], found: Sequence[Effort], runtime: Runtime) -> list[str]:

@@ -21,11 +21,10 @@ from tasks.report.claim_tables import (
     claim_tables,
     differences_table,
     scores_table,
-    verdicts,
     with_intervals,
 )
 from tasks.report.comparison_tables import comparison_table, paper_table, to_metrics
-from tasks.report.making import EFFORT, efforts, headline, making, save_efforts, to_decide
+from tasks.report.making import EFFORT, efforts, making, opening, save_efforts
 from tasks.report.mlflow_rows import log_rows
 from tasks.report.page import to_html
 from tasks.report.paper_tables import TABLES, all_metrics
@@ -37,7 +36,6 @@ from tasks.tracking.reports import Report, as_texts, find_reports
 
 __all__ = ["Analyses", "Cell", "study_settings", "write_report"]
 VERSION = 1
-INCOMPLETE = "**Some cells failed: their rows are missing.**"
 DIFFERENCES = """\
 In points, paired by seed and test question. `a − b` is how much more a scores than b: `lori-s concat − lori-s`, for
 example, is what a merge costs. `kept` is the first domain after a new one, `before` the same domain before it, and
@@ -103,15 +101,8 @@ def write_report(
     """
     tables = {name: build(of_table(cells, name), cells) for name, build in TABLES.items()}
     about = {name: value for name, value in canonical(settings).items() if name not in EFFORT}
-    shown = [name for name, table in tables.items() if table.rows]
-    key = step_key("report", VERSION, about, {"tables": shown})
-    own = Report(
-        base_model=about["base_model"],
-        settings=as_texts(about),
-        tables=frozenset(shown),
-        versions=frozenset(handle.key.rpartition("-")[0] for cell in cells for handle in (cell.adapter, *cell.scores)),
-        means=to_metrics(tables),
-    )
+    own = _without_files(cells, tables, about)
+    key = step_key("report", VERSION, about, {"tables": [name for name in tables if name in own.tables]})
     log_rows(tables, about, runtime)
     tables = _all_tables(tables, analyses)
     tables["bases"] = comparison_table(own, find_reports(runtime, about["name"]))
@@ -123,8 +114,7 @@ def write_report(
         earlier, directory = tracking.find_directory(runtime, run_id, "report"), Path(scratch)
         computed = efforts(earlier, settings)
         save_efforts(computed, directory)
-        parts = ["# LoRI: results", headline(cells, settings, computed), *([] if is_complete else [INCOMPLETE])]
-        parts += filter(None, [verdicts(analyses.intervals), to_decide(cells, settings, analyses.intervals, computed)])
+        parts = opening(cells, settings, computed, analyses.intervals, is_complete=is_complete)
         ending = [FOOTNOTE, "## How it was made", *making(cells, settings, computed, runtime)]
         figures = _draw(tables, analyses.pairs, earlier, directory)
         illustrated = [*parts, *([LINK] if figures else []), *_sections(tables, figures), *ending]
@@ -134,6 +124,18 @@ def write_report(
         tracking.log_metrics(runtime, run_id, own.means)
     markdown = "\n\n".join([*parts, *_sections(tables, []), *ending]) + "\n"  # Prefect has no place for pictures
     return Handle("report", key, "report", run_id, uri, sha256, {}, about), markdown
+
+
+def _without_files(cells: Sequence[Cell], tables: Mapping[str, Table], about: Mapping[str, Any]) -> Report:
+    """What later reports read of this one."""
+    handles = [handle for cell in cells for handle in (cell.adapter, *cell.scores)]
+    return Report(
+        base_model=about["base_model"],
+        settings=as_texts(about),
+        tables=frozenset(name for name, table in tables.items() if table.rows),
+        versions=frozenset(handle.key.rpartition("-")[0] for handle in handles),
+        means=to_metrics(tables),
+    )
 
 
 def _all_tables(tables: Mapping[str, Table], analyses: Analyses) -> dict[str, Table]:

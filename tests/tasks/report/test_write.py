@@ -160,6 +160,8 @@ def test_the_report_opens_with_a_sentence_a_claim_and_what_it_takes_to_decide(
         "This report has 2 seeds; a verdict takes 5. `python -m flows claims --profile scale -p sparsity=0.8`"
         " computes the 3 that are missing: about 4 minutes at the pace of this study."
     )
+    _, other = report(sqlite_store, cells, intervals=INTERVALS, name="scale", base_model="tiny@01", num_computed=0)
+    assert "`python -m flows claims --profile scale -p base_model=tiny` computes the 3 that are missing.\n" in other
     _, smoke = report(sqlite_store, cells, intervals=INTERVALS)
     assert "`python -m flows claims --profile scale` computes one that means something" in smoke
     many = [replace(cells[0], row={**cells[0].row, "seed": seed}) for seed in range(5)]
