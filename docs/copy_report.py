@@ -1,4 +1,4 @@
-"""Copy a report into the documentation: its text, pictures and tables, without what is large or has no rows.
+"""Copy a report into the documentation: its text, pictures and tables, without what is large.
 
 python docs/copy_report.py REPORT            # REPORT: the page that the flow printed; into docs/scale-model-report
 python docs/copy_report.py REPORT ablations  # into a folder there, without its largest files
@@ -12,7 +12,8 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent / "scale-model-report"
 PAGE = "figures.html"  # two megabytes
-LEFT_OUT, LEFT_OUT_OF_FOLDERS = (PAGE, "cells.csv", "index.html", "figures.sha256"), ("intervals.csv",)
+LEFT_OUT = (PAGE, "cells.csv", "index.html", "figures.sha256", "effort.json")
+LEFT_OUT_OF_FOLDERS = ("intervals.csv",)
 
 
 def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> None:
@@ -24,10 +25,9 @@ def copy_report(report: Path, folder: str = "", *, pictures: bool = True) -> Non
         if old.is_file():
             old.unlink()
     for path in files:
-        is_empty = path.suffix == ".csv" and path.read_text().count("\n") < 2
-        if not is_empty and path.name not in left_out and (pictures or path.suffix != ".png"):
+        if path.name not in left_out and (pictures or path.suffix != ".png"):
             shutil.copy(path, target)
-    gone = [rf"^.*\[{PAGE}\].*\n\n"] + ([] if pictures else [r"^!\[.*\]\(.*\)\n\n"])
+    gone = [rf"^.*\[{PAGE}\].*\n\n"] + ([] if pictures else [r"^!\[.*\]\(.*\)\\\n.*\n\n"])
     readme = target / "README.md"
     for paragraph in gone:
         readme.write_text(re.sub(paragraph, "", readme.read_text(), flags=re.MULTILINE))

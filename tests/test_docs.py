@@ -75,13 +75,13 @@ def test_the_learning_rates_and_weights_are_the_ones_that_the_search_chose():
     assert {" ".join(names): weight for names, weight in MERGE_WEIGHTS.items()} == found["merge_weights"]
 
 
-def test_a_copied_report_takes_the_place_of_the_one_before_without_what_is_empty_or_large(tmp_path):
+def test_a_copied_report_takes_the_place_of_the_one_before_without_what_is_large(tmp_path):
     report, target = tmp_path / "report", tmp_path / "docs"
     for folder in (report, target, target / "ablations"):
         folder.mkdir()
     texts = {
         "single.csv": "method\nlora\n",
-        "bases.csv": "base\n",
+        "effort.json": "[]",
         "single.png": "",
         "figures.html": "",
         "cells.csv": "",
@@ -97,7 +97,9 @@ def test_a_copied_report_takes_the_place_of_the_one_before_without_what_is_empty
         copied = [path.name for path in (target / folder).iterdir() if path.is_file()]
         assert sorted(copied) == ["README.md", "single.csv", "single.png"]
         assert (target / folder / "README.md").read_text() == "# Results\n\n## Tables\n"
-    (report / "README.md").write_text(texts["README.md"].replace("## Tables", "![Scores](single.png)\n\n## Tables"))
+    (report / "README.md").write_text(
+        texts["README.md"].replace("## Tables", "![Scores](single.png)\\\n*Scores.*\n\n## Tables")
+    )
     script["copy_report"](report, "rates", pictures=False)
     assert sorted(path.name for path in (target / "rates").iterdir()) == ["README.md", "single.csv"]
     assert (target / "rates" / "README.md").read_text() == "# Results\n\n## Tables\n"

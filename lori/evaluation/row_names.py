@@ -13,6 +13,20 @@ MINUS, LESS = " − ", " less "  # one row less another; one such difference les
 THEN = " → "  # a first domain, then a new one
 WEIGHT = "weight"  # the setting of merges whose adapters all have another one
 LABELS = ("method", "merge", "setting", "value")
+TITLES = {"base": "the base", "full": "full fine-tuning", "lora": "LoRA", "dora": "DoRA"}
+TITLES |= {"lori-d": "LoRI-D", "lori-s": "LoRI-S"}
+CONTROLS = {  # by the end of a control's name, what it changes
+    "-random-mask": "with a random mask",
+    "-trained-a": "with a trained A",
+    "-fresh-a": "with an A drawn anew",
+    "-shared-a": "with one A for all domains",
+    "-disjoint": "with disjoint masks",
+}
+MEASURED = {
+    BEFORE: "on the first domain before another",
+    KEPT: "on the first domain after another",
+    LEARNED: "on the new domain",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,32 @@ class RowName:
         return " ".join(filter(None, words))
 
     @property
+    def in_words(self) -> str:
+        """For readers of the paper: `LoRI-D, compared with LoRA, both merged by concat`."""
+        one, other = self.sides if self.minus else (self, None)
+        title, place = _title(one.method), one._place
+        if self.less:
+            once = "once " if one.merge else ""
+            return f"{title}'s change {once}{place}, compared with {_title(self.less.method)}'s"
+        if not other:
+            return f"{title} {place}".rstrip()
+        if place == other._place:
+            return f"{title}, compared with {_title(other.method)}" + (f", both {place}" if place else "")
+        return f"{one.in_words}, compared with {other.in_words}"
+
+    @property
+    def _place(self) -> str:
+        """What is the same of all methods, in words."""
+        words = ["in over-refusal"] if self.is_over_refusal else []
+        if self.setting:
+            words.append(f"with {self.changed} {self.value}")
+        elif self.merge:
+            words.append(f"merged by {self.merge}")
+        elif self.measured:
+            words.append(MEASURED[self.measured] + (f" ({self.new_domain})" if self.new_domain else ""))
+        return " ".join(words)
+
+    @property
     def changed(self) -> str:
         """The setting as tables show it: `sparsity`, `weight of concat`, `safety → nlu, rows`; of a merge its name."""
         if self.first_domain:
@@ -84,6 +124,13 @@ class RowName:
     def of(cls, labels: Mapping[str, Any]) -> "RowName":
         """The row of a table that has these labels: `method`, and `merge`, or `setting` and `value`."""
         return cls.parse(" ".join(labels[name] for name in LABELS if name in labels))
+
+
+def _title(method: str) -> str:
+    for ending, changed in CONTROLS.items():
+        if method.endswith(ending):
+            return f"{_title(method.removesuffix(ending))} {changed}"
+    return TITLES.get(method, method)
 
 
 def _fields(words: list[str]) -> dict[str, Any]:

@@ -11,31 +11,28 @@ from statistics import fmean
 import numpy as np
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import REFERENCE, THEN, WEIGHT, RowName
-from tasks.report.table import Estimate, Table, Value
+from lori.evaluation.row_names import REFERENCE, THEN, TITLES, WEIGHT, RowName
+from tasks.report.table import Estimate, Table, Value, group_by
 from tasks.result_files import Pairs
 
 MATCHED = """\
-Each method trained on the second domain for fewer and for all rows (above). Between these points lines are drawn, and
-read where every method's new domain stands at the best score that all of them reach; no interval is given for what is
-read off lines. – is a method whose first point is beyond it already."""
+Each method is trained on the second domain for fewer and for all rows (the table above). Lines between these points
+are read at the best score on the new domain that all methods reach. What is read off a line has no interval; – is a
+method that learns more than that from the fewest rows."""
 NORMS = """\
-The merges with other weights (above): each method's mean over domains, read off the line between its own points where
-its update has the Frobenius norm of LoRA's. No interval is given for what is read off lines; – is a norm that none of
-a method's weights reach."""
+Merges with other weights (the table above). Each method's mean over domains is read off the line between its own
+points, at the Frobenius norm of LoRA's update. What is read off a line has no interval; – is a norm that no weight of
+the method reaches."""
 Rows = Sequence[Mapping[str, Value]]
 INTERFERENCE = """\
-Means over seeds. The cosine is of two domains' whole updates ΔW as vectors; 0 is no interference to first order. A's
-alignment is the mean squared cosine of the principal angles between their row spaces, and by chance rank / width.
-Masks overlap by the entries that both keep, as a multiple of what chance alone would leave to both."""
+Means over seeds. The cosine is that of two domains' whole updates ΔW, taken as vectors; 0 is no interference to first
+order. The alignment of A is the mean squared cosine of the principal angles between two row spaces; by chance it is
+rank / width. The overlap of masks counts the entries that both keep, as a multiple of what chance alone would give."""
 
 
 def by_setting(ablations: Table) -> dict[RowName, list[Mapping[str, Value]]]:
     """The rows of each setting, named without method and value."""
-    groups: dict[RowName, list[Mapping[str, Value]]] = {}
-    for row in ablations.rows:
-        groups.setdefault(replace(RowName.of(row), method="", value=""), []).append(row)
-    return groups
+    return group_by(ablations.rows, lambda row: replace(RowName.of(row), method="", value=""))
 
 
 def matched_table(ablations: Table) -> Table:
@@ -44,29 +41,15 @@ def matched_table(ablations: Table) -> Table:
     `ablations` has the rows of continual learning on fewer rows.
     """
     rows: list[dict[str, Value]] = []
-    methods: dict[str, str] = {}
     for name, of_setting in by_setting(ablations).items():
-        if not name.first_domain:
-            continue
-        points = _points(name.first_domain, name.new_domain, of_setting)
-        reached = min(max(learned) for learned, _ in points.values())
-        row: dict[str, Value] = {"domains": f"{name.first_domain}{THEN}{name.new_domain}", "reached": f"{reached:.1f}"}
-        for method, (learned, kept) in points.items():
-            methods[method] = method
-            row[method] = f"{np.interp(reached, learned, kept):.1f}" if reached >= learned[0] else None
-        rows.append(row)
-    columns = {"domains": "Domains", "reached": "New domain at, percent", **methods}
-    return Table("First domain kept at matched accuracy on the new one", columns, rows)
-
-
-def _points(first: str, new: str, rows: Rows) -> dict[str, tuple[list[float], list[float]]]:
-    """By method the new domain's scores, rising, and the first domain's at each."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        learned, kept = row.get(DOMAINS[new].headline), row.get(DOMAINS[first].headline)
-        if isinstance(learned, Estimate) and isinstance(kept, Estimate):
-            points.setdefault(str(row["method"]), []).append((learned.mean, kept.mean))
-    return {method: _sorted_columns(found) for method, found in points.items()}
+        if name.first_domain:
+            lines = _lines(of_setting, DOMAINS[name.new_domain].headline, DOMAINS[name.first_domain].headline)
+            reached = min(max(learned) for learned, _ in lines.values())
+            row: dict[str, Value] = {"domains": f"{name.first_domain}{THEN}{name.new_domain}"}
+            row |= {"reached": f"{reached:.1f}", **{method: _read(line, reached) for method, line in lines.items()}}
+            rows.append(row)
+    columns = _with_methods({"domains": "Domains", "reached": "New domain, percent"}, rows)
+    return Table("What is kept of the first domain at equal accuracy on the new one", columns, rows)
 
 
 def norms_table(ablations: Table) -> Table:
@@ -76,42 +59,48 @@ def norms_table(ablations: Table) -> Table:
     norm where weights differ between adapters: these are the same for all.
     """
     rows: list[dict[str, Value]] = []
-    methods: dict[str, str] = {}
     for name, of_setting in by_setting(ablations).items():
-        if name.setting != WEIGHT:
-            continue
-        points = _norm_points(of_setting)
-        for norm in points.get(REFERENCE, ([], []))[0]:
-            row: dict[str, Value] = {"merge": name.merge, "norm": norm}
-            for method, (norms, scores) in points.items():
-                methods[method] = method
-                is_within = norms[0] <= norm <= norms[-1]
-                row[method] = f"{np.interp(norm, norms, scores):.1f}" if is_within else None
-            rows.append(row)
-    columns = {"merge": "Merge", "norm": f"‖ΔW‖ of {REFERENCE}", **methods}
-    return Table("Merges at one norm", columns, rows)
+        if name.setting == WEIGHT:
+            lines = _lines(of_setting, "update_norm", "mean")
+            for norm in lines.get(REFERENCE, ([], []))[0]:
+                at_norm = {method: _read(line, norm) for method, line in lines.items()}
+                rows.append({"merge": name.merge, "norm": norm, **at_norm})
+    columns = _with_methods({"merge": "Merge", "norm": f"‖ΔW‖ of {TITLES[REFERENCE]}"}, rows)
+    return Table("Merges at equal norms of the update", columns, rows)
 
 
-def _norm_points(rows: Rows) -> dict[str, tuple[list[float], list[float]]]:
-    """By method the norms of its merges, rising, and the mean score at each."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        norm, mean = row.get("update_norm"), row["mean"]
-        if isinstance(norm, float) and isinstance(mean, Estimate):
-            points.setdefault(str(row["method"]), []).append((norm, mean.mean))
-    return {method: _sorted_columns(found) for method, found in points.items()}
+Line = tuple[Sequence[float], Sequence[float]]  # x, rising, and y
 
 
-def _sorted_columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in sorted(points)], [y for _, y in sorted(points)]
+def _lines(rows: Rows, x: str, y: str) -> dict[str, Line]:
+    """A line a method through its rows: their values of column `y` by those of `x`, where they have both."""
+    lines: dict[str, Line] = {}
+    for method, of_method in group_by(rows, lambda row: str(row["method"])).items():
+        points = [(_number(row.get(x)), _number(row.get(y))) for row in of_method]
+        if known := sorted((at, value) for at, value in points if at is not None and value is not None):
+            lines[method] = ([at for at, _ in known], [value for _, value in known])
+    return lines
+
+
+def _number(value: Value) -> float | None:
+    return value.mean if isinstance(value, Estimate) else value if isinstance(value, float) else None
+
+
+def _read(line: Line, x: float) -> str | None:
+    """The line's y at `x`; None beyond its ends."""
+    return f"{np.interp(x, *line):.1f}" if line[0][0] <= x <= line[0][-1] else None
+
+
+def _with_methods(columns: Mapping[str, str], rows: Rows) -> dict[str, str]:
+    """`columns`, and one for each method that the rows have beside them."""
+    return dict(columns) | {name: name for row in rows for name in row if name not in columns}
 
 
 def interference_table(pairs: Pairs) -> Table:
     """A row a method and pair of domains."""
     rows: list[dict[str, Value]] = []
     for method, found in pairs.items():
-        for domains in dict.fromkeys(" × ".join(pair["domains"]) for pair in found):
-            of_domains = [pair for pair in found if " × ".join(pair["domains"]) == domains]
+        for domains, of_domains in group_by(found, lambda pair: " × ".join(pair["domains"])).items():
             row: dict[str, Value] = {"method": method, "domains": domains}
             for name, form in (("cosine", "+.4f"), ("alignment", ".4f"), ("chance", ".4f"), ("overlap", ".2f")):
                 values = [pair[name] for pair in of_domains if pair[name] is not None]
@@ -122,7 +111,7 @@ def interference_table(pairs: Pairs) -> Table:
         "domains": "Domains",
         "cosine": "Cosine of ΔW",
         "alignment": "Alignment of A",
-        "chance": "by chance",
+        "chance": "By chance",
         "overlap": "Overlap of masks ÷ chance",
     }
     return Table("Interference between domains", columns, rows)

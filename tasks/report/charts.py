@@ -1,6 +1,6 @@
 """What the report's figures show, from its tables; charts_png.py draws them as pictures, charts_html.py on a page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from lori.choices.domains import DOMAINS
 from lori.evaluation.row_names import THEN, WEIGHT
 from tasks.report.analysis_tables import by_setting
 from tasks.report.scores import NO_MERGE, UNMERGED
-from tasks.report.table import Estimate, Table, Value
+from tasks.report.table import Estimate, Table, Value, group_by
 from tasks.result_files import Pairs
 
 PERCENT, MEAN = "percent", "mean over domains, percent"
@@ -19,7 +19,7 @@ KEPT = "first domain after the second, percent"
 
 @dataclass(frozen=True)
 class Series:
-    """One method's numbers, with their 95 % intervals, by place: of a bar chart a group's name, else a number."""
+    """One method's numbers, with their 95 % intervals, by place: a number, or the name of a group."""
 
     name: str
     points: Sequence[tuple[Any, Estimate]]
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`kind` is bars (places are groups, in their order) or lines; `log` is of the x axis."""
+    """Dots with intervals. `kind` is groups (places are names, in their order) or lines; `log` is of the x axis."""
 
     title: str
     x_label: str
@@ -40,6 +40,13 @@ class Chart:
     def places(self) -> list[Any]:
         """Of all series, in the order in which they name them."""
         return list(dict.fromkeys(place for each in self.series for place, _ in each.points))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the y axis, in percent: all that the intervals reach, and no more, so that differences can be seen."""
+        reached = [end for each in self.series for _, value in each.points for end in value.interval] or [0.0, 100.0]
+        room = max(1.0, (max(reached) - min(reached)) / 20)
+        return max(-room, min(reached) - room), min(100.0 + room, max(reached) + room)
 
 
 @dataclass(frozen=True)
@@ -60,39 +67,40 @@ def charts_of(tables: Mapping[str, Table]) -> dict[str, list[Chart]]:
     return {name: charts for name, charts in found.items() if charts}
 
 
-def _series(points: Sequence[tuple[str, Any, Value]]) -> list[Series]:
+def _series(points: Iterable[tuple[str, Any, Value]]) -> list[Series]:
     """(name, place, value) grouped by name; what was not computed leaves a gap."""
-    names = dict.fromkeys(name for name, *_ in points)
+    groups = group_by(points, lambda point: point[0])
     return [
-        Series(name, [(place, value) for n, place, value in points if n == name and isinstance(value, Estimate)])
-        for name in names
+        Series(name, [(place, value) for _, place, value in group if isinstance(value, Estimate)])
+        for name, group in groups.items()
     ]
 
 
 def _single(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are metrics, bars methods."""
+    """Groups are metrics."""
     table = tables["single"]
     metrics = {name: title for name, title in table.columns.items() if "/" in name}
     points = [(str(row["method"]), title, row.get(name)) for row in table.rows for name, title in metrics.items()]
-    yield Chart(table.title, "", PERCENT, "bars", _series(points))
+    yield Chart(table.title, "", PERCENT, "groups", _series(points))
 
 
 def _merging(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are merges, bars methods."""
+    """Groups are merges."""
     table = tables["merging"]
-    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in table.rows]
-    yield Chart(table.title, "", MEAN, "bars", _series(points))
+    yield Chart(table.title, "", MEAN, "groups", _merges(table.rows))
 
 
-def _merge_of(row: Mapping[str, Value]) -> str:
-    return UNMERGED if row["merge"] == NO_MERGE else str(row["merge"])
+def _merges(rows: Iterable[Mapping[str, Value]]) -> list[Series]:
+    return _series(
+        (str(row["method"]), UNMERGED if row["merge"] == NO_MERGE else str(row["merge"]), row["mean"]) for row in rows
+    )
 
 
 def _continual(tables: Mapping[str, Table]) -> Iterator[Chart]:
-    """Groups are pairs of domains, bars what is left of the first one, by method."""
+    """Groups are pairs of domains; shown is what is left of the first one."""
     table = tables["continual"]
     points = [(str(row["method"]), str(row["domains"]), row["first_after"]) for row in table.rows]
-    yield Chart(table.title, "", KEPT, "bars", _series(points))
+    yield Chart(table.title, "", KEPT, "groups", _series(points))
 
 
 def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
@@ -102,9 +110,8 @@ def _claims(tables: Mapping[str, Table]) -> Iterator[Chart]:
     if sizes:
         yield Chart("(a) An adapter per domain", "trainable entries", MEAN, "lines", _series(sizes), log=True)
     merges = [row for row in tables["merging"].rows if row["merge"] in (NO_MERGE, "concat")]
-    points = [(str(row["method"]), _merge_of(row), row["mean"]) for row in merges]
-    if points:
-        yield Chart("(b) Merged by concat", "", MEAN, "bars", _series(points))
+    if merges:
+        yield Chart("(b) Merged by concat", "", MEAN, "groups", _merges(merges))
     if tables["continual"].rows:
         yield from (replace(chart, title="(c) Continual learning") for chart in _continual(tables))
 
@@ -122,7 +129,7 @@ def _ablations(tables: Mapping[str, Table]) -> Iterator[Chart]:
                 is_line = log or not _are_crowded([number for number in numbers.values() if number is not None])
             places = numbers if is_line else {text: text for text in numbers}
             points = [(str(row["method"]), places[str(row["value"])], row["mean"]) for row in rows]
-            kind = "lines" if is_line else "bars"
+            kind = "lines" if is_line else "groups"
             yield Chart(name.changed, name.changed, MEAN, kind, _series(points), log and is_line)
 
 
@@ -159,52 +166,52 @@ CHARTS: dict[str, Callable[[Mapping[str, Table]], Iterator[Chart]]] = {
 
 def interference_heats(pairs: Pairs) -> list[Heat]:
     """|cosine| by layer and projection, a panel a method, means over pairs of domains and seeds."""
-    maps = {method: by_module(found, lambda module: abs(module["cosine"])) for method, found in pairs.items()}
-    top = max((np.nanmax(values) for values, *_ in maps.values()), default=1.0) or 1.0
-    label = "|cosine of ΔW|, mean over pairs of domains"
-    return [Heat(method, label, *found, ends=(0.0, float(top))) for method, found in maps.items()]
+    maps = {method: [_values(pair, lambda m: abs(m["cosine"])) for pair in found] for method, found in pairs.items()}
+    return _heats(maps, "|cosine of ΔW|, mean over pairs of domains")
 
 
 def overlap_heats(pairs: Pairs) -> list[Heat]:
     """How far two domains' masks overlap beyond chance, a panel a method that has masks."""
     masked = {method: found for method, found in pairs.items() if found[0]["overlap"] is not None}
-    maps = {method: by_module(found, lambda module: module["z"]) for method, found in masked.items()}
-    top = max((float(np.nanmax(np.abs(values))) for values, *_ in maps.values()), default=1.0) or 1.0
-    label = "overlap of masks, standard deviations above chance"
-    return [Heat(method, label, *found, ends=(-top, top)) for method, found in maps.items()]
+    maps = {method: [_values(pair, lambda m: m["z"]) for pair in found] for method, found in masked.items()}
+    return _heats(maps, "overlap of masks, standard deviations above chance", is_signed=True)
 
 
 def sparsity_heats(pairs: Pairs, method: str) -> list[Heat]:
     """The paper's figure 3: the share of B's entries that a domain's mask leaves at zero, a panel a domain."""
-    found = [pair for pair in pairs.get(method, ()) if pair["overlap"] is not None]
-    domains = dict.fromkeys(domain for pair in found for domain in pair["domains"])
-    heats = []
-    for domain in domains:
-        of_domain = [pair for pair in found if domain in pair["domains"]]
-        sides = [pair["domains"].index(domain) for pair in of_domain]
-        modules = [
-            {**pair, "modules": {name: {"kept": module["kept"][side]} for name, module in pair["modules"].items()}}
-            for pair, side in zip(of_domain, sides, strict=True)
-        ]
-        values = by_module(modules, lambda module: 100 * (1 - module["kept"]))
-        heats.append(Heat(domain, f"zeros in {method}'s masks, percent", *values, ends=(0.0, 100.0)))
-    return heats
+    sides = [
+        (domain, _values(pair, lambda m, side=side: 100 * (1 - m["kept"][side])))
+        for pair in pairs.get(method, ())
+        if pair["overlap"] is not None
+        for side, domain in enumerate(pair["domains"])
+    ]
+    maps = {domain: [values for _, values in group] for domain, group in group_by(sides, lambda s: s[0]).items()}
+    return _heats(maps, f"zeros in {method}'s masks, percent", top=100.0)
 
 
-def by_module(
-    found: Sequence[Mapping[str, Any]], value_of: Callable[[Mapping[str, Any]], float]
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """The mean of `value_of` over pairs as (layers, projections), with their names."""
-    places = {module: (_layer(module), module.rpartition(".")[2]) for module in found[0]["modules"]}
+def _values(pair: Mapping[str, Any], value_of: Callable[[Mapping[str, Any]], float]) -> dict[str, float]:
+    return {name: value_of(module) for name, module in pair["modules"].items()}
+
+
+def _heats(
+    maps: Mapping[str, Sequence[Mapping[str, float]]], label: str, *, top: float | None = None, is_signed: bool = False
+) -> list[Heat]:
+    """A panel for each of `maps`, all on one scale: from 0, or if `is_signed` -`top`, to `top`, or what they reach."""
+    found = {title: by_module(values) for title, values in maps.items()}
+    top = top or max((float(np.nanmax(np.abs(values))) for values, *_ in found.values()), default=1.0) or 1.0
+    return [Heat(title, label, *panel, ends=(-top if is_signed else 0.0, top)) for title, panel in found.items()]
+
+
+def by_module(maps: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, list[str], list[str]]:
+    """The mean over `maps`, each of values by module, as (layers, projections), with their names."""
+    places = {module: (_layer(module), module.rpartition(".")[2]) for module in maps[0]}
     layers = list(dict.fromkeys(layer for layer, _ in sorted(places.values(), key=lambda place: int(place[0]))))
     projections = list(dict.fromkeys(projection for _, projection in places.values()))
     values = np.full((len(layers), len(projections)), np.nan)
     for module, (layer, projection) in places.items():
-        of_module = [value_of(pair["modules"][module]) for pair in found]
-        values[layers.index(layer), projections.index(projection)] = np.mean(of_module)
+        values[layers.index(layer), projections.index(projection)] = np.mean([each[module] for each in maps])
     return values, layers, projections
 
 
 def _layer(module: str) -> str:
-    numbers = [part for part in module.split(".") if part.isdigit()]
-    return numbers[0] if numbers else "0"
+    return next((part for part in module.split(".") if part.isdigit()), "0")

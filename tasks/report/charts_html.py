@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bokeh.embed import file_html
-from bokeh.layouts import column, gridplot
+from bokeh.layouts import column, row
 from bokeh.models import ColumnDataSource, Div, FactorRange, Range1d, Whisker
 from bokeh.palettes import Category10, Viridis256
 from bokeh.plotting import figure
@@ -14,8 +14,9 @@ from bokeh.transform import linear_cmap
 from tasks import tracking
 from tasks.report.charts import Chart, Heat, Series
 
-COLUMNS, WIDTH, HEIGHT = 3, 480, 340  # pixels
-WIDE = 960  # of a chart that is alone under its heading
+WIDTH, HEIGHT = 480, 340  # pixels
+WIDE = 780  # of a chart that is alone under its heading
+WRAP = ":host { flex-wrap: wrap; }"
 TOOLS = "pan,wheel_zoom,box_zoom,reset,save,hover"
 
 
@@ -29,7 +30,7 @@ def to_page(
         parts += [_heading(titles[name]), _grid([_chart(panel, width) for panel in panels])]
     for name, maps in heats.items():
         parts += [_heading(titles[name]), _grid([_heat(heat) for heat in maps])]
-    return file_html(column(*parts), INLINE, "LoRI: figures")
+    return file_html(column(*parts, sizing_mode="stretch_width"), INLINE, "LoRI: figures")
 
 
 def _heading(title: str) -> Div:
@@ -37,36 +38,37 @@ def _heading(title: str) -> Div:
 
 
 def _grid(panels: Sequence[Any]) -> Any:
-    return gridplot(list(panels), ncols=min(COLUMNS, len(panels)), merge_tools=False)
+    """As many side by side as the window has room for."""
+    for panel in panels:
+        panel.toolbar.logo = None
+    return row(*panels, sizing_mode="stretch_width", stylesheets=[WRAP])
 
 
 def _chart(chart: Chart, width: int) -> Any:
-    is_bars = chart.kind == "bars"
+    is_line = chart.kind == "lines"
     names = [series.name for series in chart.series]
     factors = [(group, name) for group in chart.places for name in names]
-    place: dict[str, Any] = {"x_range": FactorRange(factors=factors)} if is_bars else {}
-    place |= {"x_axis_type": "log"} if chart.log else {}
+    place: dict[str, Any] = {"x_axis_type": "log" if chart.log else "linear"}
+    place = place if is_line else {"x_range": FactorRange(factors=factors)}
     plot = figure(
         title=chart.title,
         x_axis_label=chart.x_label,
         y_axis_label=chart.y_label,
         width=width,
         height=HEIGHT,
-        y_range=Range1d(start=0, end=100),
+        y_range=Range1d(start=chart.ends[0], end=chart.ends[1]),
         tools=TOOLS,
         tooltips=[("", "@name"), ("x", "@place"), ("y", "@mean{0.0} [@low{0.0}, @high{0.0}]"), ("seeds", "@seeds")],
         **place,
     )
     for index, series in enumerate(chart.series):
-        source = _source(series, is_bars=is_bars)
+        source = _source(series, is_line=is_line)
         colour = tracking.colour_of(series.name).get("mlflow.runColor") or Category10[10][index % 10]
-        if is_bars:
-            plot.vbar(x="x", top="mean", width=0.9, source=source, color=colour, legend_label=series.name)
-        else:
+        if is_line:
             plot.line(x="x", y="mean", source=source, color=colour, legend_label=series.name)
-            plot.scatter(x="x", y="mean", source=source, color=colour, size=7, legend_label=series.name)
+        plot.scatter(x="x", y="mean", source=source, color=colour, size=7, legend_label=series.name)
         plot.add_layout(Whisker(base="x", lower="low", upper="high", source=source, line_color="#333333"))
-    if is_bars:
+    if not is_line:
         plot.xaxis.major_label_text_font_size = "0px"  # the legend says it
     plot.legend.click_policy = "hide"
     plot.legend.label_text_font_size = "8pt"
@@ -74,11 +76,11 @@ def _chart(chart: Chart, width: int) -> Any:
     return plot
 
 
-def _source(series: Series, *, is_bars: bool) -> ColumnDataSource:
+def _source(series: Series, *, is_line: bool) -> ColumnDataSource:
     ends = [value.interval for _, value in series.points]
     return ColumnDataSource(
         {
-            "x": [(place, series.name) if is_bars else place for place, _ in series.points],
+            "x": [place if is_line else (place, series.name) for place, _ in series.points],
             "place": [place for place, _ in series.points],
             "name": [series.name] * len(series.points),
             "mean": [value.mean for _, value in series.points],
@@ -91,8 +93,8 @@ def _source(series: Series, *, is_bars: bool) -> ColumnDataSource:
 
 def _heat(heat: Heat) -> Any:
     cells = [
-        (projection, layer, float(heat.values[row, place]))
-        for row, layer in enumerate(heat.layers)
+        (projection, layer, float(heat.values[line, place]))
+        for line, layer in enumerate(heat.layers)
         for place, projection in enumerate(heat.projections)
     ]
     projections, layers, values = (list(each) for each in zip(*cells, strict=True))

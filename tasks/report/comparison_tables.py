@@ -13,12 +13,14 @@ LORI = ("lori-d", "lori-s")
 REFUSAL, PASS = "safety/refusal_rate", "code/pass_at_1"
 
 
-def to_metrics(means: Mapping[tuple[str, str], Estimate]) -> dict[str, float]:
-    """Means by method and merge for MLflow: `mean/lori-s/concat`, its error, and the number of its seeds."""
+def to_metrics(tables: Mapping[str, Table]) -> dict[str, float]:
+    """Means over domains for MLflow: `mean/lori-s/concat`, its error, and the number of its seeds."""
+    merged = [row for row in tables["merging"].rows if row["merge"] != NO_MERGE]
     metrics: dict[str, float] = {}
-    for (method, merge), estimate in means.items():
-        name = f"mean/{method}/{merge}"
-        metrics |= {name: estimate.mean, f"{name}_se": estimate.error, f"{name}_seeds": estimate.num_seeds}
+    for row in (*tables["single"].rows, *merged):
+        name = f"mean/{row['method']}/{row.get('merge', UNMERGED)}"
+        if isinstance(mean := row["mean"], Estimate):
+            metrics |= {name: mean.mean, f"{name}_se": mean.error, f"{name}_seeds": mean.num_seeds}
     return metrics
 
 
@@ -45,7 +47,7 @@ def comparison_table(own: Report, earlier: Sequence[Report]) -> Table:
         if others
     ]
     columns = {"merge": "Merge", "base_model": "Base model", **{method: method for method in methods}}
-    return Table("Beside other base models", {**columns, "settings": "Settings", "run": "MLflow run"}, rows)
+    return Table("Compared with other base models", {**columns, "settings": "Settings", "run": "MLflow run"}, rows)
 
 
 def _chosen(own: Report, reports: Sequence[Report], base: str) -> Report:
@@ -87,7 +89,7 @@ def paper_table(tables: Mapping[str, Table]) -> Table:
         if name in ours
     ]
     titles = {"quantity": "Percent", "setting": "The paper's setting", "paper": "Paper", "here": "Here"}
-    return Table("Beside the paper's own figures", {**titles, "difference": "Difference"}, rows)
+    return Table("Compared with the paper's own figures", {**titles, "difference": "Difference"}, rows)
 
 
 def _ours(tables: Mapping[str, Table]) -> Iterator[tuple[str, float]]:

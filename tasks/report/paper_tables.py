@@ -5,12 +5,13 @@ from statistics import fmean
 from typing import Any
 
 from lori.choices.domains import DOMAINS
-from lori.evaluation.row_names import REFERENCE, THEN
+from lori.evaluation.row_names import REFERENCE, THEN, TITLES
 from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of, validation_score
 from tasks.report.scores import (
     NO_MERGE,
     Cell,
     by_seed,
+    combined,
     estimate_of,
     grouped,
     headlines_of,
@@ -20,42 +21,56 @@ from tasks.report.scores import (
     models_of,
     of_table,
 )
-from tasks.report.table import Estimate, Table, Value, combine
+from tasks.report.table import Estimate, Table, Value, group_by
+
+MEAN_FIRST = {"mean": "Mean ↑"}  # before the scores that it is of: the last column of a wide table is lost first
+
+
+def _scored(cells: Sequence[Cell], metrics: Iterable[str]) -> dict[str, Value]:
+    """The scores of a row: each metric, and the mean over domains."""
+    seeds = by_seed(cells)
+    scored: dict[str, Value] = {metric: estimate_of(seeds, metric) for metric in metrics}
+    return scored | {"mean": mean_estimate(seeds, headlines_of(metrics))}
 
 
 def single_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """One adapter per domain: a row a method."""
     metrics, groups = metric_columns(cells), grouped(cells, "method")
-    headlines = headlines_of(metrics)
-    reference = mean_num_trainable(groups[REFERENCE,]) if (REFERENCE,) in groups else None
-    rows: list[dict[str, Value]] = []
-    for (method,), group in groups.items():
-        num_trainable, seeds = mean_num_trainable(group), by_seed(group)
-        share = f"{num_trainable / reference:.2%}" if reference else None
-        row: dict[str, Value] = {"method": method, "num_trainable": num_trainable, "share": share}
-        row |= {metric: estimate_of(seeds, metric) for metric in metrics}
-        rows.append({**row, "mean": mean_estimate(seeds, headlines)})  # for MLflow alone
-    columns = {"method": "Method", "num_trainable": "Trainable", "share": f"of {REFERENCE}'s"}
-    return Table("One adapter per domain", columns | metrics, rows, [*map(models_of, groups.values())])
+    sizes = {method: mean_num_trainable(group) for (method,), group in groups.items()}
+    reference = sizes.get(REFERENCE)
+    rows: list[dict[str, Value]] = [
+        {
+            "method": method,
+            "num_trainable": sizes[method],
+            "share": f"{sizes[method] / reference:.2%}" if reference else None,
+            **_scored(group, metrics),
+        }
+        for (method,), group in groups.items()
+    ]
+    columns = {
+        "method": "Method",
+        "num_trainable": "Trainable",
+        "share": f"Of {TITLES[REFERENCE]}'s",
+        **MEAN_FIRST,
+        **metrics,
+    }
+    return Table("One adapter per domain", columns, rows, [*map(models_of, groups.values())])
 
 
 def merging_table(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> Table:
     """One adapter for all domains: a row a method and merge, under the method's unmerged adapters where known."""
     metrics = metric_columns(cells)
-    headlines = headlines_of(metrics)
     single = grouped(of_table(all_cells, "single"), "method")
-    rows: list[dict[str, Value]] = []
-    models = []
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
     for (method,), of_method in grouped(cells, "method").items():
-        merges = {(NO_MERGE, ""): single[method,]} if (method,) in single else {}
-        for (merge, weights), group in {**merges, **grouped(of_method, "merge", "weights")}.items():
-            seeds = by_seed(group)
-            row: dict[str, Value] = {"method": method, "merge": merge, "weights": _weights(weights)}
-            row |= {metric: estimate_of(seeds, metric) for metric in metrics}
-            rows.append({**row, "mean": mean_estimate(seeds, headlines)})
-            models.append(models_of(group))
-    columns = {"method": "Method", "merge": "Merge", "weights": "Weights"}
-    return Table("Adapters of all domains merged into one", {**columns, **metrics, "mean": "Mean ↑"}, rows, models)
+        groups |= {(method, NO_MERGE, ""): single[method,]} if (method,) in single else {}
+        groups |= grouped(of_method, "method", "merge", "weights")
+    rows: list[dict[str, Value]] = [
+        {"method": method, "merge": merge, "weights": _weights(weights), **_scored(group, metrics)}
+        for (method, merge, weights), group in groups.items()
+    ]
+    columns = {"method": "Method", "merge": "Merge", "weights": "Weights", **MEAN_FIRST, **metrics}
+    return Table("Adapters of all domains merged into one", columns, rows, [*map(models_of, groups.values())])
 
 
 def _weights(weights: Sequence[float] | str) -> str:
@@ -68,7 +83,7 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     groups = grouped(cells, "method", "first_domain", "new_domain")
     for (method, first, new), group in groups.items():
         before, after = by_seed(group, of_adapter=False), by_seed(group)
-        kept, headline = DOMAINS[first].headline, DOMAINS[new].headline
+        kept = DOMAINS[first].headline
         rows.append(
             {
                 "method": method,
@@ -77,16 +92,16 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
                 "first_after": estimate_of(after, kept),
                 "over_refusal_before": estimate_of(before, OVER_REFUSAL_RATE),
                 "over_refusal_after": estimate_of(after, OVER_REFUSAL_RATE),
-                "new_after": estimate_of(after, headline),
+                "new_after": estimate_of(after, DOMAINS[new].headline),
             }
         )
     columns = {
         "method": "Method",
         "domains": "Domains",
         "first_before": "First domain before ↑",
-        "first_after": "after ↑",
+        "first_after": "First domain after ↑",
         "over_refusal_before": "Over-refusal before ↓",
-        "over_refusal_after": "after ↓",
+        "over_refusal_after": "Over-refusal after ↓",
         "new_after": "New domain ↑",
     }
     return Table("Continual learning", columns, rows, [*map(models_of, groups.values())])
@@ -95,26 +110,16 @@ def continual_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
 def ablations_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     """One setting changed at a time: a row a method and value. A merge has no entries that train, but a norm."""
     metrics, groups = metric_columns(cells), grouped(cells, "method", "setting", "value")
-    headlines = headlines_of(metrics)
     rows: list[dict[str, Value]] = []
     for (method, setting, value), group in groups.items():
-        seeds = by_seed(group)
-        row: dict[str, Value] = {"method": method, "setting": setting, "value": value}
-        made = group[0].adapter.metrics
-        row["num_trainable"] = mean_num_trainable(group) if "num_trainable" in made else None
-        if "update_norm" in made:
-            row["update_norm"] = fmean(cell.adapter.metrics["update_norm"] for cell in group)
-        found = [metric for metric in headlines if any(metric in metrics for metrics in seeds.values())]
-        row |= {metric: estimate_of(seeds, metric) for metric in metrics}
-        rows.append({**row, "mean": mean_estimate(seeds, found)})
+        norms = [made["update_norm"] for cell in group if "update_norm" in (made := cell.adapter.metrics)]
+        size = mean_num_trainable(group) if "num_trainable" in group[0].adapter.metrics else None
+        row: dict[str, Value] = {"method": method, "setting": setting, "value": value, "num_trainable": size}
+        row |= {"update_norm": fmean(norms)} if norms else {}
+        rows.append(row | _scored(group, metric_columns(group)))  # continual learning has a mean over its two domains
     columns = {"method": "Method", "setting": "Setting", "value": "Value"}
-    columns |= {"num_trainable": "Trainable", "update_norm": "‖ΔW‖"}
-    return Table(
-        "One setting changed at a time",
-        {**columns, **metrics, "mean": "Mean ↑"},
-        rows,
-        [*map(models_of, groups.values())],
-    )
+    columns |= {"num_trainable": "Trainable", "update_norm": "‖ΔW‖", **MEAN_FIRST, **metrics}
+    return Table("One setting changed at a time", columns, rows, [*map(models_of, groups.values())])
 
 
 def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
@@ -124,33 +129,22 @@ def sweep_table(cells: Sequence[Cell], _: Sequence[Cell]) -> Table:
     may have a better one beyond it.
     """
     groups = grouped(cells, "method", "factor")
-    everything = {_trial(cell) for cell in cells}
+    everything = grouped(cells, "domain", "seed").keys()
     rows: list[dict[str, Value]] = []
     for (method, factor), group in groups.items():
-        by_seed = grouped(group, "seed")
-        means = [
-            mean_of(
-                [validation_score(each.metrics, each.config["domain"]) for cell in of_seed for each in cell.scores]
-            )
-            for of_seed in by_seed.values()
-        ]
-        rates = dict.fromkeys(str(cell.row["rate"]) for cell in group)
-        row: dict[str, Value] = {"method": method, "factor": factor, "rate": ", ".join(rates)}
+        is_whole = grouped(group, "domain", "seed").keys() == everything
+        means = [mean_of(_validation_scores(of_seed)) for of_seed in grouped(group, "seed").values()]
+        rates = ", ".join(dict.fromkeys(str(cell.row["rate"]) for cell in group))
+        row: dict[str, Value] = {"method": method, "factor": factor, "rate": rates}
         for (domain,), of_domain in grouped(group, "domain").items():
-            scored = [
-                validation_score(each.metrics, each.config["domain"]) for cell in of_domain for each in cell.scores
-            ]
-            row[f"{domain}/validation"] = _combined(scored)
-        rows.append({**row, "mean": _combined(means) if {_trial(cell) for cell in group} == everything else None})
-    for row in rows:
-        rivals = {float(str(r["factor"])): r["mean"] for r in rows if r["method"] == row["method"] and r["mean"]}
-        factor = float(str(row["factor"]))
-        row["chosen"] = factor in rivals and factor == max(rivals, key=lambda rival: _mean(rivals[rival]))
-        row["edge"] = bool(row["chosen"]) and len(rivals) > 1 and factor in (min(rivals), max(rivals))
-    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate"}
+            row[f"{domain}/validation"] = combined(_validation_scores(of_domain))
+        rows.append({**row, "mean": combined(means) if is_whole else None})
+    for of_method in group_by(rows, lambda row: row["method"]).values():
+        _choose(of_method)
+    columns = {"method": "Method", "factor": "Factor", "rate": "Learning rate", "mean": "Mean on validation rows ↑"}
     scored = {f"{name}/validation": domain.title for name, domain in DOMAINS.items()}
     columns |= {name: title for name, title in scored.items() if any(name in row for row in rows)}
-    columns |= {"mean": "Mean on validation rows ↑", "chosen": "Chosen", "edge": "at the edge"}
+    columns |= {"chosen": "Chosen", "edge": "At the edge"}
     return Table("Learning rates", columns, rows, [*map(models_of, groups.values())])
 
 
@@ -158,17 +152,14 @@ def _validation_scores(cells: Sequence[Cell]) -> list[tuple[float, float]]:
     return [validation_score(scores.metrics, scores.config["domain"]) for cell in cells for scores in cell.scores]
 
 
-def _trial(cell: Cell) -> tuple[Any, Any]:
-    return cell.row["domain"], cell.row["seed"]
-
-
-def _combined(scores: Iterable[tuple[float, float]]) -> Estimate:
-    values, errors = zip(*scores, strict=True)
-    return combine(values, errors)
-
-
-def _mean(value: Value) -> float:
-    return value.mean if isinstance(value, Estimate) else 0.0
+def _choose(rows: Sequence[dict[str, Value]]) -> None:
+    """Mark the best of one method's rates, and whether it is at the edge of what was tried."""
+    means = {float(str(row["factor"])): row["mean"] for row in rows}
+    rivals = {factor: mean.mean for factor, mean in means.items() if isinstance(mean, Estimate)}
+    chosen = max(rivals, key=rivals.__getitem__, default=None)
+    for row, factor in zip(rows, means, strict=True):
+        row["chosen"] = factor == chosen
+        row["edge"] = factor == chosen and len(rivals) > 1 and factor in (min(rivals), max(rivals))
 
 
 TABLES: dict[str, Callable[[Sequence[Cell], Sequence[Cell]], Table]] = {

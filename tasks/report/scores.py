@@ -6,7 +6,7 @@ from typing import Any
 
 from lori.choices.domains import DOMAINS
 from lori.evaluation.scoring import OVER_REFUSAL_RATE, mean_of
-from tasks.report.table import Estimate, combine
+from tasks.report.table import Estimate, combine, group_by
 from tasks.results import Handle
 
 UNMERGED = "none"  # in place of a merge's name
@@ -38,10 +38,7 @@ def of_table(cells: Sequence[Cell], table: str) -> list[Cell]:
 
 def grouped(cells: Sequence[Cell], *labels: str) -> dict[tuple[Any, ...], list[Cell]]:
     """Cells by the values of `labels`, in the order in which those come first."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(tuple(cell.row[label] for label in labels), []).append(cell)
-    return groups
+    return group_by(cells, lambda cell: tuple(cell.row[label] for label in labels))
 
 
 def by_seed(cells: Sequence[Cell], *, of_adapter: bool = True) -> Seeds:
@@ -56,33 +53,20 @@ def by_seed(cells: Sequence[Cell], *, of_adapter: bool = True) -> Seeds:
 
 def estimate_of(seeds: Seeds, metric: str) -> Estimate | None:
     """The mean over seeds and its error; None where no seed has the metric."""
-    measured = [metrics for metrics in seeds.values() if metric in metrics]
-    if not measured:
-        return None
-    return combine([m[metric] for m in measured], [m[f"{metric}_se"] for m in measured])
+    measured = [(found[metric], found[f"{metric}_se"]) for found in seeds.values() if metric in found]
+    return combined(measured) if measured else None
 
 
 def mean_estimate(seeds: Seeds, metrics: Sequence[str]) -> Estimate | None:
     """The mean over `metrics`, of the seeds that have them all: means over different domains do not compare."""
     complete = [found for found in seeds.values() if all(metric in found for metric in metrics)]
-    if not complete:
-        return None
     means = [mean_of([(found[metric], found[f"{metric}_se"]) for metric in metrics]) for found in complete]
-    return combine([mean for mean, _ in means], [error for _, error in means])
+    return combined(means) if means else None
 
 
-def headline_means(cells: Sequence[Cell]) -> dict[tuple[str, str], Estimate]:
-    """By method and merge, `UNMERGED` for an adapter each: the mean over domains of their headline metrics."""
-    means: dict[tuple[str, str], Estimate] = {}
-    for table in ("single", "merging"):
-        chosen = of_table(cells, table)
-        headlines = headlines_of(metric_columns(chosen))
-        labels = ("method", "merge") if table == "merging" else ("method",)
-        for group_labels, group in grouped(chosen, *labels).items():
-            if estimate := mean_estimate(by_seed(group), headlines):
-                method, merge = (*group_labels, UNMERGED)[:2]
-                means[method, merge] = estimate
-    return means
+def combined(scores: Sequence[tuple[float, float]]) -> Estimate:
+    """The mean over seeds of scores with their errors."""
+    return combine(*zip(*scores, strict=True))
 
 
 def metric_columns(cells: Sequence[Cell]) -> dict[str, str]:

@@ -3,13 +3,16 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import TypeVar
 
 from lori.evaluation.intervals import QUANTILE, Interval
 
 MISSING = "–"
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,22 @@ NOTHING: dict[type, Sequence[str | float]] = {Estimate: ("", "", "", "", 0), Int
 class Table:
     """`columns` maps a column's name (CSV) to its title (Markdown); a row maps names to values.
 
-    `models` are by row the URIs of the adapters that it is the mean of, where that is known.
+    A column without a title is for programs alone. `models` are by row the URIs of the adapters that it is the mean
+    of, where that is known.
     """
 
     title: str
     columns: Mapping[str, str]
     rows: Sequence[Mapping[str, Value]]
     models: Sequence[Sequence[str]] = ()
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by their key, in the order in which the keys come first."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def combine(values: Sequence[float], errors: Sequence[float]) -> Estimate:
@@ -65,8 +77,9 @@ def combine(values: Sequence[float], errors: Sequence[float]) -> Estimate:
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown, numbers to the right; an estimate of fewer seeds than others says so."""
     most = max((v.num_seeds for row in table.rows for v in row.values() if isinstance(v, Estimate)), default=1)
-    lines = [list(table.columns.values()), [_rule(table, name) for name in table.columns]]
-    lines += [[_text(row.get(name), most) for name in table.columns] for row in table.rows]
+    columns = {name: title for name, title in table.columns.items() if title}
+    lines = [list(columns.values()), [_rule(table, name) for name in columns]]
+    lines += [[text_of(row.get(name), most) for name in columns] for row in table.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -75,7 +88,8 @@ def _rule(table: Table, name: str) -> str:
     return "---:" if all(text[:1].isdigit() for text in texts if text) else ":---"
 
 
-def _text(value: Value, most_seeds: int) -> str:
+def text_of(value: Value, most_seeds: int = 1) -> str:
+    """A value in a table where others are of `most_seeds`."""
     if isinstance(value, Estimate):
         fewer = f" (n = {value.num_seeds})" if value.num_seeds < most_seeds else ""
         low, high = value.interval

@@ -16,7 +16,8 @@ def named(intervals: Mapping[str, Mapping[str, Interval]]) -> Intervals:
     return {RowName.parse(name): found for name, found in intervals.items()}
 
 
-HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "safety": "safety/refusal_rate"}
+HEADLINES = {"nlu": "nlu/accuracy", "math": "math/accuracy", "code": "code/pass_at_1"}
+HEADLINES["safety"] = "safety/refusal_rate"
 SETTINGS = {
     "name": "smoke",
     "base_model": "scale@0123",
@@ -121,5 +122,6 @@ def of_base(store: Store, base: str, cells: list[Cell], **settings: Any) -> str:
 
 
 def section(markdown: str) -> list[list[str]]:
-    lines = markdown.partition("## Beside other base models\n\n")[2].partition("\n\n")[0].splitlines()
-    return [[text.strip() for text in line.strip("|").split("|")] for line in lines if "---" not in line]
+    text = markdown.partition("## Compared with other base models\n\n")[2].partition("\n\n#")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    return [[text.strip() for text in line.strip("|").split("|")] for line in lines]

@@ -81,3 +81,31 @@ def test_all_names_that_a_study_compares_are_read_back_as_they_were_written() ->
         "lori-s concat − lori-s",
     }
     assert expected - names == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lori-s", "LoRI-S"),
+        ("lori-d-trained-a concat", "LoRI-D with a trained A merged by concat"),
+        ("lora-fa sparsity 0.5", "lora-fa with sparsity 0.5"),
+        ("lori-d − lora", "LoRI-D, compared with LoRA"),
+        ("lori-d concat − lora concat", "LoRI-D, compared with LoRA, both merged by concat"),
+        ("lori-d concat − lori-d", "LoRI-D merged by concat, compared with LoRI-D"),
+        (
+            "lori-s kept nlu − lora kept nlu",
+            "LoRI-S, compared with LoRA, both on the first domain after another (nlu)",
+        ),
+        ("lori-s over-refusal − full over-refusal", "LoRI-S, compared with full fine-tuning, both in over-refusal"),
+        (
+            "lori-d concat − lori-d less lora concat − lora",
+            "LoRI-D's change once merged by concat, compared with LoRA's",
+        ),
+        (
+            "lori-s kept − lori-s before less lora kept − lora before",
+            "LoRI-S's change on the first domain after another, compared with LoRA's",
+        ),
+    ],
+)
+def test_a_name_is_words_for_readers_of_the_paper(text: str, words: str) -> None:
+    assert RowName.parse(text).in_words == words

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from matplotlib.container import BarContainer
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from flows.study.comparison import comparison
@@ -93,10 +94,12 @@ def test_html_is_one_file_with_aligned_numbers_and_nothing_to_load(tmp_path: Pat
 
 
 def test_html_breaks_the_lines_of_long_cells_alone(tmp_path: Path) -> None:
-    long, short = 20 * '"x', 13 * '"x"'  # 40 and 39 characters, each quotation mark six of the page's
-    page = to_html(f"# Results\n\n| a | b |\n| --- | ---: |\n| **{long}** | {short} |\n", tmp_path)
+    long, short = 10 * '"x "', 13 * '"x"'  # 40 and 39 characters, each quotation mark six of the page's
+    page = to_html(f"# Results\n\n| a | b |\n| --- | ---: |\n| **{long}** | {short[:23]} |\n", tmp_path)
     assert f'<td class="long"><strong>{html.escape(long)}</strong></td>' in page
-    assert f'<td style="text-align:right">{html.escape(short)}</td>' in page
+    assert f'<td style="text-align:right">{html.escape(short[:23])}</td>' in page
+    page = to_html(f"# Results\n\n| a |\n| --- |\n| {short} |\n", tmp_path)
+    assert f'<td class="unbroken">{html.escape(short)}</td>' in page  # a word of 39 characters
 
 
 def test_the_report_leaves_nothing_in_the_working_directory(
@@ -110,7 +113,7 @@ def test_the_report_leaves_nothing_in_the_working_directory(
 
 def test_a_base_is_shown_beside_the_newest_report_of_each_other(sqlite_store: Store, cells: list[Cell]) -> None:
     better = tracked(sqlite_store, single("lora", "nlu", 90.0))
-    assert "Beside other" not in of_base(sqlite_store, "first@1", cells)
+    assert "Compared with other" not in of_base(sqlite_store, "first@1", cells)
     of_base(sqlite_store, "second@1", [better], seeds=(0,))
     titles, *rows = section(of_base(sqlite_store, "third@1", cells))
     assert titles == ["Merge", "Base model", "lora", "Settings", "MLflow run"]
@@ -139,9 +142,9 @@ def test_of_a_base_with_several_reports_the_one_with_the_same_settings_is_shown(
 
 def test_an_incomplete_report_says_so_and_is_compared_with_nothing(sqlite_store: Store, cells: list[Cell]) -> None:
     assert "Some cells failed" in report(sqlite_store, cells, base_model="first@1", is_complete=False)[1]
-    assert "Beside other" not in of_base(sqlite_store, "second@1", cells)
+    assert "Compared with other" not in of_base(sqlite_store, "second@1", cells)
     assert "Some cells failed" not in of_base(sqlite_store, "first@1", cells)  # made whole
-    assert "Beside other" in of_base(sqlite_store, "second@1", cells)
+    assert "Compared with other" in of_base(sqlite_store, "second@1", cells)
 
 
 def test_results_of_another_version_are_marked(sqlite_store: Store, cells: list[Cell]) -> None:
@@ -196,12 +199,14 @@ def test_an_intervals_bar_ends_where_percentages_do() -> None:
     assert high == pytest.approx([19.6, 1.0, 3.92])
 
 
-def test_a_figure_has_a_bar_for_each_number_of_its_table(tmp_path: Path) -> None:
-    cells = [single("lora", "nlu", 80.0), single("lori-s", "nlu", 60.0), single("lori-s", "math", 40.0)]
+def test_a_figure_has_a_dot_for_each_number_of_its_table_and_shows_no_more_than_they_reach() -> None:
+    cells = [single("lora", "nlu", 80.0), single("lori-s", "nlu", 86.0), single("lori-s", "math", 84.0)]
     axes = Figure().subplots()
     (chart,) = charts_of({**NO_TABLES, "single": single_table(cells, [])})["single"]
     charts_png.draw(axes, chart)
-    drawn = [bars for bars in axes.containers if isinstance(bars, BarContainer)]
-    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
-    assert heights == {"lora": [80.0], "lori-s": [60.0, 40.0]}
+    drawn = [bars for bars in axes.containers if isinstance(bars, ErrorbarContainer)]
+    heights = {bars.get_label(): np.asarray(bars.lines[0].get_ydata()).tolist() for bars in drawn}
+    assert heights == {"lora": [80.0], "lori-s": [86.0, 84.0]}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["NLU accuracy ↑", "Math accuracy ↑"]
+    # each is 1.96 to both sides: from 78.04 to 87.96, and a point of room
+    assert axes.get_ylim() == pytest.approx((77.04, 88.96))

@@ -118,7 +118,7 @@ def test_an_ablation_is_a_row_a_value_with_its_mean() -> None:
     assert [(place, value.mean) for place, value in chart.series[0].points] == [(0.5, 75.0), (0.9, 85.0)]
 
 
-def test_values_that_would_share_a_place_on_an_axis_are_drawn_as_bars() -> None:
+def test_values_that_would_share_a_place_on_an_axis_are_drawn_as_groups() -> None:
     def kind(*values: str) -> str:
         labels = {**single("lori-s", "nlu", 70.0).row, "setting": "sparsity"}
         rows = [{**labels, "value": value} for value in values]
@@ -126,7 +126,7 @@ def test_values_that_would_share_a_place_on_an_axis_are_drawn_as_bars() -> None:
         (chart,) = charts_of({**NO_TABLES, "ablations": ablations_table(cells, cells)})["ablations"]
         return chart.kind
 
-    assert kind("0.0", "0.5", "0.9", "0.95", "0.99") == "bars"
+    assert kind("0.0", "0.5", "0.9", "0.95", "0.99") == "groups"
     assert kind("0.0", "0.5", "0.99") == "lines"
 
 

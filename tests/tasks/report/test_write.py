@@ -14,7 +14,7 @@ from lori.evaluation.intervals import Interval
 from lori.evaluation.row_names import RowName
 from tasks import tracking
 from tasks.report import charts_png
-from tasks.report.charts import by_module, interference_heats, overlap_heats, sparsity_heats
+from tasks.report.charts import interference_heats, overlap_heats, sparsity_heats
 from tasks.report.paper_tables import ablations_table
 from tasks.report.write import Cell
 from tasks.results import Handle
@@ -33,13 +33,11 @@ def test_the_report_is_one_run_whose_files_are_replaced(sqlite_store: Store, cel
     assert (second.run_id, second.key) == (first.run_id, first.key)
     assert sum(run.data.tags["lori.role"] == "report" for run in runs_of(sqlite_store)) == 1
     files = tracking.fetch(sqlite_store.runtime, second)
-    names = {"README.md", "index.html", "figures.html", "figures.sha256", "single.png", "merging.png"}
-    tables = ("single", "merging", "continual", "paper", "bases", "cells", "claims", "differences", "intervals")
-    tables += ("interference", "ablations", "sweep", "matched", "norms")
-    names |= {f"{name}.csv" for name in tables}
+    names = {"README.md", "index.html", "figures.html", "figures.sha256", "effort.json", "single.png", "merging.png"}
+    names |= {"single.csv", "merging.csv", "cells.csv"}  # of each table that has rows
     assert {path.name for path in files.iterdir()} == names
     text = (files / "README.md").read_text()
-    assert re.sub(r"(!\[|All figures).*\n\n", "", text) == markdown  # Prefect has no place for pictures
+    assert re.sub(r"(!\[.*\n|All figures).*\n\n", "", text) == markdown  # Prefect has no place for pictures
     assert not tracking.is_available(sqlite_store.runtime, first)
 
 
@@ -59,7 +57,7 @@ def test_figures_are_drawn_again_for_other_numbers_alone(
     assert drawn == ["single", "merging"]
     copied = tracking.fetch(sqlite_store.runtime, again)
     assert {path.name: path.read_bytes() for path in copied.glob("*.png")} == pictures
-    assert "0:00:05" in (copied / "README.md").read_text()
+    assert "0:01:20 by 2 flow runs" in (copied / "README.md").read_text()
     other = replace(
         cells[0], scores=[replace(cells[0].scores[0], metrics={"nlu/accuracy": 9.0, "nlu/accuracy_se": 1.0})]
     )
@@ -76,7 +74,7 @@ def test_a_report_of_merges_alone_has_no_other_table(sqlite_store: Store, cells:
     _, markdown = report(sqlite_store, cells[2:])
     titles = [line for line in markdown.splitlines() if line.startswith("## ")]
     assert titles == ["## Adapters of all domains merged into one", "## How it was made"]
-    assert "learning_rate" not in markdown
+    assert "Learning rate" not in markdown
     assert "density of magnitude, TIES and DARE merges 0.7" in markdown
 
 
@@ -84,9 +82,9 @@ def test_the_report_says_what_it_is_of(sqlite_store: Store, cells: list[Cell]) -
     _, markdown = report(sqlite_store, cells)
     # s²/n = 8/2 = 4, the seeds' own errors are 1: √(4 + 1)
     assert f"80.0 [{80 - 1.96 * math.sqrt(5):.1f}, {80 + 1.96 * math.sqrt(5):.1f}]" in markdown
-    assert "Base model scale@0123, seeds 0, 1" in markdown
-    assert "3 cells computed and 4 cached in 0:01:15 by the flow run that wrote this; training alone" in markdown
-    assert "over all adapters, 0:03:00" in markdown
+    assert "Base model scale@0123, seeds 0, 1; written 20" in markdown
+    assert "3 cells were computed in 0:01:15; training alone, over all adapters, took 0:03:00." in markdown
+    assert "| Method | Rank | Alpha | Learning rate | Batch size | Max length | Epochs |" in markdown
     assert "| lora | 6 | 12 | 0.003 | 16 | 160 | nlu 1 |" in markdown
     assert f"torch {tracking.provenance()['lori.torch']}" in markdown
     assert "Continual" not in markdown  # there is no such cell
@@ -126,25 +124,78 @@ def test_cells_csv_tells_the_value_of_a_setting_from_what_was_measured(sqlite_st
     assert (line["value"], line["measured"]) == ("0.5", "78.0")
 
 
-def test_the_report_opens_with_the_claims_and_ends_with_every_difference(
+def test_who_computed_the_cells_is_said_after_runs_that_found_them_in_the_cache(
     sqlite_store: Store, cells: list[Cell]
 ) -> None:
+    report(sqlite_store, cells, num_computed=7, num_cached=0)
+    for _ in range(2):
+        _, markdown = report(sqlite_store, cells, wall_seconds=1.0, num_computed=0, num_cached=7)
+        assert "7 cells were computed in 0:01:15; training alone" in markdown
+    _, markdown = report(sqlite_store, cells, wall_seconds=5.0, num_computed=2, num_cached=5)
+    assert "9 cells were computed in 0:01:20 by 2 flow runs" in markdown
+    assert re.findall(r"^- (\d cells computed in \S+) until 20", markdown, re.MULTILINE) == [
+        "7 cells computed in 0:01:15",
+        "2 cells computed in 0:00:05",
+    ]
+    _, markdown = report(sqlite_store, cells, rank=8, num_computed=0, num_cached=7)
+    assert "All 7 cells came from the cache; training alone" in markdown  # of another study
+
+
+def test_the_report_opens_with_a_sentence_a_claim_and_what_it_takes_to_decide(
+    sqlite_store: Store, cells: list[Cell]
+) -> None:
+    _, markdown = report(sqlite_store, cells, intervals=INTERVALS, name="scale", sparsity=0.8)
+    opening = markdown.partition("\n\n## ")[0].splitlines()
+    assert [line for line in opening if line[:1].isdigit()] == [
+        "1. **Cannot tell:** LoRI-D and LoRI-S match LoRA on single domains, with a half and a twentieth of its"
+        " trainable entries (LoRI-D, compared with LoRA: +1.0 points [-1.5, +2.5];"
+        " LoRI-S, compared with LoRA: +3.0 points [+1.0, +5.0]).",
+        "2. **Cannot tell:** Merged by concat, LoRI-D's adapters keep more than LoRA's"
+        " (LoRI-D, compared with LoRA, both merged by concat: not computed).",
+        "3. **Cannot tell:** After another domain, LoRI-S keeps more of safety than LoRA (LoRI-S, compared with LoRA,"
+        " both on the first domain after another: +9.0 points [+2.0, +16.0]).",
+    ]
+    # 75 s for 3 of the 7 cells of 2 seeds: 25 · 7 / 2 · 3 = 262.5 s
+    assert opening[-1] == (
+        "This report has 2 seeds; a verdict takes 5. `python -m flows claims --profile scale -p sparsity=0.8`"
+        " computes the 3 that are missing: about 4 minutes at the pace of this study."
+    )
+    _, other = report(sqlite_store, cells, intervals=INTERVALS, name="scale", base_model="tiny@01", num_computed=0)
+    assert "`python -m flows claims --profile scale -p base_model=tiny` computes the 3 that are missing.\n" in other
+    _, smoke = report(sqlite_store, cells, intervals=INTERVALS)
+    assert "`python -m flows claims --profile scale` computes one that means something" in smoke
+    many = [replace(cells[0], row={**cells[0].row, "seed": seed}) for seed in range(5)]
+    assert "a verdict takes" not in report(sqlite_store, many, intervals=INTERVALS, name="scale")[1]
+
+
+def test_each_claim_has_its_rules_and_what_tells_why(sqlite_store: Store, cells: list[Cell]) -> None:
     handle, markdown = report(sqlite_store, cells, intervals=INTERVALS)
     headings = [line for line in markdown.splitlines() if line.startswith("## ")]
-    assert headings[0] == "## The paper's claims"
-    claims = [line for line in markdown.splitlines() if "| > " in line]
-    assert [line.split(" | ")[1:] for line in claims] == [
-        ["cannot tell", "lori-d − lora", "+1.0 [-1.5, +2.5]", "> -1", "cannot tell", "5 |"],
-        ["cannot tell", "lori-s − lora", "+3.0 [+1.0, +5.0]", "> -1", "holds", "5 |"],
-        ["cannot tell", "lori-d concat − lora concat", "–", "> 0", "cannot tell", "– |"],  # not computed
-        ["cannot tell", "lori-s kept − lora kept", "+9.0 [+2.0, +16.0]", "> 0", "cannot tell", "4 |"],  # too few seeds
+    assert headings[:3] == [
+        "## The paper's claims",
+        "## Why: one thing changed at a time",
+        "## What else to know about the claims",
     ]
-    assert "| – why |  | lori-s-fresh-a − lori-s | -4.0 [-6.0, -2.0] |  | differs | 5 |" in markdown
-    assert "| – why |  | lori-s-trained-a − lori-s | -1.0 [-3.0, +1.0] |  | no difference seen | 5 |" in markdown
-    assert "| – why |  | lori-s-random-mask − lori-s | -4.0 [-6.0, -2.0] |  | cannot tell | 4 |" in markdown
-    assert "| – beside |  | lori-s − dora | +1.0 [+0.5, +1.5] |  | differs | 5 |" in markdown
-    assert "| lori-s kept − lora kept | – | +9.0 [+2.0, +16.0] | +9.0 [+2.0, +16.0] |" in markdown
+    claims = [line for line in markdown.splitlines() if " | > " in line]
+    assert claims == [
+        "| 1 | LoRI-D, compared with LoRA | +1.0 [-1.5, +2.5] | > -1 | cannot tell | 5 |",
+        "| 1 | LoRI-S, compared with LoRA | +3.0 [+1.0, +5.0] | > -1 | holds | 5 |",
+        "| 2 | LoRI-D, compared with LoRA, both merged by concat | – | > 0 | cannot tell | – |",  # not computed
+        "| 3 | LoRI-S, compared with LoRA, both on the first domain after another"
+        " | +9.0 [+2.0, +16.0] | > 0 | cannot tell | 4 |",  # too few seeds
+    ]
+    why, context = (markdown.partition(heading)[2].partition("\n## ")[0] for heading in headings[1:3])
+    assert "| 1 | LoRI-S with an A drawn anew, compared with LoRI-S | -4.0 [-6.0, -2.0] | differs | 5 |" in why
+    assert "| 1 | LoRI-S with a trained A, compared with LoRI-S | -1.0 [-3.0, +1.0] | no difference seen | 5 |" in why
+    assert "| 1 | LoRI-S with a random mask, compared with LoRI-S | -4.0 [-6.0, -2.0] | cannot tell | 4 |" in why
+    assert "| 1 | LoRI-S, compared with DoRA | +1.0 [+0.5, +1.5] | differs | 5 |" in context
+    assert "| lori-s kept − lora kept | +9.0 [+2.0, +16.0] | – | +9.0 [+2.0, +16.0] |" in markdown
     files = tracking.fetch(sqlite_store.runtime, handle)
+    with (files / "claims.csv").open() as file:
+        first, *_ = csv.DictReader(file)
+    assert [first[name] for name in ("verdict", "pair", "difference_low", "result")] == [
+        "cannot tell", "lori-d − lora", "-1.5", "cannot tell",
+    ]  # fmt: skip
     with (files / "differences.csv").open() as file:
         first, *_ = csv.DictReader(file)
     assert [first[name] for name in ("pair", "nlu", "nlu_low", "nlu_high", "safety", "safety_low")] == [
@@ -164,13 +215,14 @@ def test_interference_is_a_row_a_pair_of_domains_and_a_panel_a_method(sqlite_sto
     assert "| lori-s | nlu × code | +0.0200 | 0.0500 | 0.0400 | 0.90 |" in markdown
     files = tracking.fetch(sqlite_store.runtime, handle)
     assert (files / "interference.png").stat().st_size > 5000
-    assert "![|cosine of ΔW| by layer and projection](interference.png)" in (files / "README.md").read_text()
+    caption = "Cosine of two domains' updates, in magnitude, by layer and projection"
+    assert f"![{caption}](interference.png)\\\n*{caption}.*\n\n" in (files / "README.md").read_text()
 
 
 def test_a_heat_map_has_layers_in_their_order_and_gaps_where_a_layer_has_no_such_module() -> None:
-    pairs = [pair_of(["nlu", "math"], 0.2, None)]
-    values, layers, projections = by_module(pairs, lambda module: abs(module["cosine"]))
-    assert (layers, projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
+    (heat,) = interference_heats({"lora": [pair_of(["nlu", "math"], 0.2, None)]})
+    values = heat.values
+    assert (heat.layers, heat.projections) == (["0", "1", "10"], ["q_proj", "up_proj"])
     assert values[:2, 0].tolist() == [0.2, 0.2]  # the magnitude of ±0.2
     assert math.isnan(values[0, 1])
     assert values[2, 1] == 0.0
