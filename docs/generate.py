@@ -22,8 +22,6 @@ from lori.evaluation.row_names import RowName
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = ROOT / "docs/scale-model-report/claims.csv"
-NAMES = {"lora": "LoRA", "lori-d": "LoRI-D", "lori-s": "LoRI-S"}  # of methods, in sentences
-MEASURED = {"kept": "safety kept"}
 BENCHMARKS = {
     "step": "A training step",
     "loop": "The whole loop",
@@ -48,14 +46,9 @@ def verdicts() -> str:
 
 
 def _sentence(row: Mapping[str, str]) -> str:
-    one, other = RowName.parse(row["pair"]).sides
     low, high = float(row["difference_low"]), float(row["difference_high"])
-    return f"{_words(one)} − {_words(other)}: {float(row['difference']):+.1f} [{low:+.1f}, {high:+.1f}]."
-
-
-def _words(name: RowName) -> str:
-    how = f", merged by {name.merge}" if name.merge else ""
-    return f"{NAMES[name.method]}{how}{', ' + MEASURED[name.measured] if name.measured else ''}"
+    compared = RowName.parse(row["pair"]).in_words
+    return f"{compared}: {float(row['difference']):+.1f} [{low:+.1f}, {high:+.1f}]."
 
 
 def example() -> str:
