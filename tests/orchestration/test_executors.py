@@ -4,16 +4,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 
 import psutil
 import pytest
 
+from flows.job import job as worker_job
 from helpers.job_configs import DATA, EVALUATE, TRAIN
 from helpers.waiting import PATIENCE, wait_until
 from lori.config import MaskConfig
-from tasks.engine import executors, pool
+from tasks.engine import executors, locks, pool
 from tasks.engine.executors import check_executor
 from tasks.engine.jobs import Computed, Job, JobCrashed, JobFailed, run_inline
+from tasks.engine.locks import LOCKS
 from tasks.engine.shutdown import JobCancelled
 from tasks.machine import ROOT
 from tasks.results import Runtime
@@ -109,6 +113,21 @@ def test_closing_the_pool_ends_who_computes_and_who_waits() -> None:
             with pytest.raises(JobCancelled, match="interrupted"):
                 job.result()
     assert process.poll() is not None
+
+
+def test_a_worker_on_the_drivers_machine_does_not_wait_for_the_lock_that_the_driver_holds(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits() -> None:
+        raise AssertionError("the worker waits for its driver, which waits for the worker")
+
+    monkeypatch.setattr(locks, "check_wanted", waits)  # called by whoever finds a lock taken
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://")
+    asked = failing_job()
+    with LOCKS.held(asked.key, "the driver"):
+        state = worker_job(**asdict(asked), key=asked.key, return_state=True)
+    assert state.is_failed()
+    assert "no-such-scheme" in state.message  # what the step raised, so it was computed
 
 
 def test_after_an_interruption_no_new_pool_is_made_for_those_who_still_wait(monkeypatch: pytest.MonkeyPatch) -> None:
