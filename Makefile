@@ -1,18 +1,22 @@
 # Every target does its own set-up. `make paper PROFILE=smoke` runs the small profile through the same machinery.
 PYTHON ?= python3
 PROFILE ?= scale
+P ?=
 # The CPU build of torch is smaller: make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" test
 PIP_FLAGS ?=
 BIN := .venv/bin
 POSTGRES := ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { echo "Servers run on Postgres: apt-get install postgresql"; exit 1; }
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: paper serve smoke test test-orchestration test-integration test-crash test-crash-once test-gpu check scale-model clean
+.PHONY: help paper serve smoke test test-orchestration test-integration test-crash test-crash-once test-gpu check scale-model clean
 .DEFAULT_GOAL := paper
 
-paper: .venv/ready  ## servers, workers, every table of the paper; then all is stopped
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+paper: .venv/ready  ## every table of the paper: PROFILE=smoke, P='sparsity=0.8 seeds=[0,1]'; Ctrl-C stops the servers
 	@echo "The whole paper, profile $(PROFILE): 6 to 12 minutes on 2 cores (smoke: 2), seconds where results are cached."
-	$(BIN)/python -m flows.servers.stack paper --profile $(PROFILE)
+	$(BIN)/python -m flows.servers.stack paper --profile $(PROFILE) $(foreach parameter,$(P),-p '$(parameter)')
 
 serve: .venv/ready  ## servers and workers until Ctrl-C; `make paper` then uses them
 	$(BIN)/python -m flows.servers.stack serve
@@ -21,7 +25,7 @@ smoke: .venv/ready  ## every kind of stage, with no servers to start
 	@echo "Every kind of stage once: about a minute."
 	$(BIN)/python -m flows full-paper
 
-test: .venv/ready
+test: .venv/ready  ## the unit tests
 	@echo "The tests of the code: 4 minutes on 2 cores."
 	$(BIN)/pytest $(IN_PARALLEL)
 
@@ -49,7 +53,7 @@ test-integration: .venv/ready  ## whole runs; MLflow on Postgres and an object s
 test-gpu: .venv/ready  ## what only a CUDA device can show
 	$(BIN)/pytest tests/gpu
 
-check: .venv/ready
+check: .venv/ready  ## formatting, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -33,19 +33,27 @@ class Service:
     log: Path
 
 
-def choose_port(variable: str | None = None) -> int:
-    """The port that the environment variable asks for, if one is named and set, else a free one.
+def choose_port(variable: str = "", preferred: Sequence[int] = ()) -> int:
+    """The port in the environment variable, else the first of `preferred` that is free, else any that is; 0 is any.
 
     Raises:
-        StackError: if the port that was asked for is taken.
+        StackError: if the variable's port is taken, or no port.
     """
-    asked = variable and os.environ.get(variable)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if asked := os.environ.get(variable):
         try:
-            probe.bind((LOCALHOST, int(asked or 0)))
+            return _free_port(int(asked))
         except (OSError, ValueError, OverflowError) as error:
             raise StackError(f"{variable}={asked} cannot be used ({error}): free it or unset {variable}.") from error
+    for port in preferred:
+        with suppress(OSError):
+            return _free_port(port)
+    return _free_port(0)
+
+
+def _free_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOCALHOST, port))
         return probe.getsockname()[1]
 
 

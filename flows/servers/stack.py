@@ -1,7 +1,8 @@
 """The whole paper on one machine: an MLflow server, a Prefect server and workers, started and stopped together.
 
-`python -m flows.servers.stack paper` runs the deployment `lori/full-paper` and stops everything again;
-`python -m flows.servers.stack serve` leaves everything running until Ctrl-C, and `paper` then uses that.
+`python -m flows.servers.stack paper` runs the deployment `lori/full-paper`. In a terminal it then keeps the servers
+until Ctrl-C, so that its links can be opened; elsewhere, or with `--exit`, it stops them.
+`python -m flows.servers.stack serve` keeps everything running until Ctrl-C, and `paper` then uses that.
 All state is in `.lori/` (`LORI_DIR`). `LORI_EXECUTOR` is `pool` if it is not set; with `deployment` there is also a
 worker for the jobs.
 """
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -43,6 +44,7 @@ from tasks.results import Runtime
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 MIN_FREE_GB = 2
+USUAL_PORTS = (4200, 5000)  # Prefect's and MLflow's own
 HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 LOG_PREFIX = re.compile(r"^▪ +[\d:.]+ +\S{12} ")
 NOISE = re.compile(
@@ -128,7 +130,7 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
     """
     executor = check_executor()
     _check_disk()
-    ports = choose_port("LORI_PREFECT_PORT"), choose_port("LORI_MLFLOW_PORT")
+    ports = _choose_ports()
     addresses = Addresses(*(f"http://{LOCALHOST}:{port}" for port in ports))
     env, running = environment(addresses), []
     (state_dir() / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect would not make its parent
@@ -153,6 +155,16 @@ def started() -> Iterator[tuple[Addresses, list[Service]]]:
         wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
         yield addresses, running
         say("Stopping the servers and the workers …")
+
+
+def _choose_ports() -> tuple[int, int]:
+    """Prefect's and MLflow's: the usual ones where they are free, else those of last time, so that links stay good."""
+    path = state_dir() / "ports.json"
+    last = json.loads(path.read_text()) if path.exists() else USUAL_PORTS
+    variables = ("LORI_PREFECT_PORT", "LORI_MLFLOW_PORT")
+    prefect, mlflow = map(choose_port, variables, zip(USUAL_PORTS, last, strict=True))
+    path.write_text(json.dumps([prefect, mlflow]))
+    return prefect, mlflow
 
 
 def _check_disk() -> None:
@@ -180,14 +192,21 @@ def workers(executor: str) -> dict[str, list[str]]:
     return options
 
 
-def paper(params: Sequence[str]) -> int:
-    """Run `lori/full-paper` and watch it; the exit code is 0 if it completed."""
+def paper(params: Sequence[str], *, stay: bool) -> int:
+    """Run `lori/full-paper` and watch it; the exit code is 0 if it completed. With `stay` its servers then stay."""
     if addresses := running_stack():
         say(f"Using the running servers (state in {state_dir()}).")
-        return watch(addresses, [], params)
-    with the_only_one(), started() as (addresses, services):
+        try:
+            return watch(addresses, [], params)
+        except KeyboardInterrupt:
+            sys.exit("No longer watching: the flow run goes on, on the servers of `make serve`.")
+    with the_only_one() as state, started() as (addresses, services):
         code = watch(addresses, services, params)
-        say("`make serve` starts the servers of these links again, with the same data on other ports.")
+        if stay:
+            say("The servers of these links stay until Ctrl-C.")
+            _stay(state, addresses, services)
+        else:
+            say("`make serve` starts the servers of these links again.")
         return code
 
 
@@ -218,11 +237,9 @@ def _print_log(lines: Iterable[str]) -> None:
             say(text)
 
 
-def serve(_: Sequence[str]) -> int:
-    """Leave everything running until Ctrl-C."""
+def serve() -> int:
+    """Keep everything running until Ctrl-C."""
     with the_only_one() as state, started() as (addresses, services):
-        state.write(json.dumps(asdict(addresses)))
-        state.flush()
         say_links(addresses)
         runtime = local_runtime(Runtime(tracking_uri=addresses.mlflow))
         tracking.provision_views(runtime)
@@ -230,7 +247,16 @@ def serve(_: Sequence[str]) -> int:
             say(f"         {name}: {link}")
         say("Run the paper, in another terminal:  make paper")
         say(f"Any deployment:  PREFECT_API_URL={addresses.prefect}/api prefect deployment run lori/full-paper --watch")
-        say("Ctrl-C stops everything.")
+        say("Ctrl-C stops the servers, the workers and what they run. Results stay.")
+        _stay(state, addresses, services)
+    return 0
+
+
+def _stay(state: IO[str], addresses: Addresses, services: Sequence[Service]) -> None:
+    """Let others use the servers until Ctrl-C."""
+    state.write(json.dumps(asdict(addresses)))
+    state.flush()
+    with suppress(KeyboardInterrupt):
         while True:
             check_alive(services)
             time.sleep(1)
@@ -247,28 +273,26 @@ def say_links(addresses: Addresses) -> None:
     say(f"MLflow:  {addresses.mlflow}/#/experiments?workflowType=machine_learning")
 
 
-COMMANDS = {"paper": paper, "serve": serve}
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="LoRI's experiments with servers of their own.")
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=("paper", "serve"))
     parser.add_argument("--profile", default="scale", help="smoke or scale (default)")
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="as in `prefect`")
+    parser.add_argument("--exit", action="store_true", help="stop the servers after the paper, in a terminal, too")
     options = parser.parse_args()
+    stay = sys.stdin.isatty() and sys.stdout.isatty() and not options.exit
     os.environ.setdefault("LORI_EXECUTOR", "pool")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        sys.exit(COMMANDS[options.command]([f"profile={options.profile}", *options.param]))
+        params = [f"profile={options.profile}", *options.param]
+        sys.exit(serve() if options.command == "serve" else paper(params, stay=stay))
     except (StackError, ValueError) as error:
         sys.exit(f"lori: {error}")
     except KeyboardInterrupt:
-        sys.exit(
-            "Interrupted: what this command started is stopped (a flow run on `make serve` goes on); results stay."
-        )
+        sys.exit("Interrupted: the servers and the workers are stopped. Results stay, and the next run goes on there.")
 
 
 if __name__ == "__main__":

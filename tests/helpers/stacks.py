@@ -9,10 +9,12 @@ import psutil
 
 from tasks.machine import ROOT
 
+ANY_PORTS = {"LORI_PREFECT_PORT": "0", "LORI_MLFLOW_PORT": "0"}  # no test takes a user's, or another test's
+
 
 def run_stack(*arguments: str, directory: Path, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.servers.stack", *arguments]
-    environment = {**os.environ, "LORI_DIR": str(directory), "PYTHONPATH": str(ROOT), **env}
+    environment = {**os.environ, "LORI_DIR": str(directory), "PYTHONPATH": str(ROOT), **ANY_PORTS, **env}
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -35,6 +35,23 @@ def test_free_ports_are_found_and_a_taken_one_is_named(taken_port: int, monkeypa
         choose_port("LORI_MLFLOW_PORT")
 
 
+def test_a_port_is_the_first_of_those_preferred_that_is_free(taken_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = choose_port()
+    assert choose_port("LORI_MLFLOW_PORT", [taken_port, free]) == free
+    assert choose_port("LORI_MLFLOW_PORT", [taken_port]) not in (taken_port, 0)
+    monkeypatch.setenv("LORI_MLFLOW_PORT", "0")
+    assert choose_port("LORI_MLFLOW_PORT", [free]) not in (free, 0)
+
+
+def test_the_ports_of_last_time_are_taken_again_where_the_usual_ones_are_not_free(
+    taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "USUAL_PORTS", (taken_port, taken_port))
+    first = stack._choose_ports()
+    assert taken_port not in first
+    assert stack._choose_ports() == first
+
+
 def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_path: Path) -> None:
     process = run_stack("paper", directory=tmp_path, LORI_PREFECT_PORT=str(taken_port))
     output, _ = process.communicate(timeout=PATIENCE)
