@@ -20,6 +20,6 @@ def test_ctrl_c_in_the_middle_of_the_paper_leaves_no_process(tmp_path: Path) -> 
     assert len(processes_of(tmp_path)) > 5
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=PATIENCE)
-    assert "what this command started is stopped" in rest
+    assert "Interrupted: the servers and the workers are stopped." in rest
     assert process.returncode == 1
     assert processes_of(tmp_path) == []
