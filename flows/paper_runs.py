@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
@@ -36,7 +36,7 @@ from tasks.results import Runtime, step_key
 from tasks.tracking.reports import Report, as_texts, find_reports
 
 DEPLOYMENT = "lori/full-paper"
-TAG = "scout"  # of the flow runs that were started here
+TAG = "scouted"  # of the papers that were asked for here, and of nothing else: no deployment has it
 STARTED, WOULD_START, RUNNING = "started", "would start", "running"
 
 
@@ -177,12 +177,8 @@ def attempts_at(client: SyncPrefectClient, key: str, max_attempts: int) -> dict[
 
 def count_active(client: SyncPrefectClient) -> int:
     """How many papers that were started here wait or run."""
-    unfinished = [kind for kind in StateType if kind not in TERMINAL_STATES]
-    active = FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[TAG]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)),
-    )
-    return len(client.read_flow_runs(flow_run_filter=active))
+    unfinished = FlowRunFilterState(type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES)))
+    return client.count_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[TAG]), state=unfinished))
 
 
 def start_paper(key: str, attempt: int, base: str, parameters: Mapping[str, Any]) -> FlowRun:
