@@ -114,11 +114,10 @@ def check_candidate(candidate: Candidate, filters: Filters) -> Candidate:
         ValueError, BaseUnavailable: if they don't, or if its configuration can't be read.
     """
     if filters.licences is not None and candidate.licence not in filters.licences:
-        has = f"Its licence is {candidate.licence}" if candidate.licence else "Its licence is not known"
-        raise ValueError(
-            f"{has}, and `licences` allows only {', '.join(filters.licences)}: add it there, or name the base's"
-            " licence in the list of candidates."
-        )
+        has, remedy = candidate.licence, "add it there to include this base"
+        if not has:
+            has, remedy = "not known", "write it as `licence` in the list of candidates"
+        raise ValueError(f"Its licence is {has}, and `licences` allows only {', '.join(filters.licences)}: {remedy}.")
     num_parameters = candidate.num_parameters or architecture_of(candidate.base).num_parameters
     if num_parameters > filters.max_billions * BILLION:
         raise ValueError(
