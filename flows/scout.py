@@ -33,8 +33,7 @@ def scout(  # noqa: PLR0913 a flow's parameters are its form in Prefect
     entries = (read_entries(Path(source).expanduser()) if source else []) + [Entry(name) for name in base_models or []]
     where = HubSearch(collection or None, author or None, search or None)
     if not entries and where == HubSearch():
-        raise ValueError("Nothing to look through: name a source, base_models, a collection, an author or a search.")
+        raise ValueError("There is nowhere to look: set `source`, `base_models`, `collection`, `author` or `search`.")
     parameters = {"data_dir": data_dir, "hardware": hardware and asdict(hardware)}
-    filters = Filters(max_billions, None if licences is None else tuple(licences))
-    order = Order(profile, parameters, filters, limit, max_attempts, dry_run)
+    order = Order(profile, parameters, Filters(max_billions, licences), limit, max_attempts, dry_run)
     return start_papers(find_candidates(entries, where, local_runtime().models_dir), order)

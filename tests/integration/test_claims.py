@@ -43,15 +43,16 @@ class Interrupted:
 
 @pytest.fixture(scope="module")
 def interrupted(home: Path) -> Interrupted:
-    process, computed, processes = start(home), set(), []
-    assert process.stdout
-    for line in process.stdout:
-        if found := LINE.match(line):
-            computed.add(found[3])
-        if len(computed) >= 60 and not processes:
-            processes = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=PATIENCE) != 0
+    computed, processes = set(), []
+    with start(home) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if found := LINE.match(line):
+                computed.add(found[3])
+            if len(computed) >= 60 and not processes:
+                processes = psutil.Process(process.pid).children(recursive=True)
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=PATIENCE) != 0
     return Interrupted(computed, processes)
 
 

@@ -248,6 +248,7 @@ def webhook() -> Iterator[tuple[str, queue.Queue[str]]]:
     threading.Thread(target=server.serve_forever).start()
     yield f"http://127.0.0.1:{server.server_port}/hook", posted
     server.shutdown()
+    server.server_close()
 
 
 def test_the_notification_of_the_runbook_tells_of_a_failed_study_alone(

@@ -146,9 +146,8 @@ def test_workers_end_when_their_driver_is_killed() -> None:
         "from tasks.engine import pool; import signal; worker = pool._start_worker();"
         "print(worker.process.pid, flush=True); signal.pause()"
     )
-    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert driver.stdout
-    worker = psutil.Process(int(driver.stdout.readline()))
-    driver.kill()
-    driver.wait()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout
+        worker = psutil.Process(int(driver.stdout.readline()))
+        driver.kill()
     worker.wait(timeout=PATIENCE)

@@ -80,13 +80,13 @@ def scouted(*base_models: str, profile: str = "smoke", dry_run: bool = False, **
 
 
 def test_a_dry_run_says_what_would_start_and_starts_nothing(papers: UUID) -> None:
-    assert scouted("scale", dry_run=True) == [["would start", "attempt 1 of 3, but for dry_run"]]
+    assert scouted("scale", dry_run=True) == [["would start", "attempt 1 of 3: set `dry_run` to false to start it"]]
     assert runs() == []
 
 
 def test_a_paper_is_asked_for_once_at_the_revision_that_was_found(papers: UUID) -> None:
     assert scouted("scale") == [["started", "attempt 1 of 3"]]
-    assert scouted("scale", SCALE.identity) == [["running", "attempt 1 of 3 waits or runs"]]
+    assert scouted("scale", SCALE.identity) == [["running", "attempt 1 of 3 is waiting or running"]]
     (run,) = runs()
     assert run.deployment_id == papers
     assert (run.parameters["profile"], run.parameters["base_model"]) == ("smoke", SCALE.identity)
@@ -103,7 +103,7 @@ def test_no_more_papers_than_the_limit_wait_or_run_whoever_asked_for_them(
     papers: UUID, llama: Path, data_dir: Path
 ) -> None:
     place = {"profile": "paper-smoke", "data_dir": str(data_dir)}
-    waits = ["waits", "1 at once is the limit, and others are before it"]
+    waits = ["waits", "only 1 may wait or run at once: a later scout starts it, or raise `limit`"]
     assert scouted("scale", profile="scale") == [["started", "attempt 1 of 3"]]
     assert scouted(str(llama), **place) == [waits]
     assert scouted(str(llama), **place, limit=2) == [["started", "attempt 1 of 3"]]
@@ -121,7 +121,9 @@ def test_a_paper_that_failed_is_tried_again_but_not_for_ever(papers: UUID) -> No
     for number in (1, 2):
         assert scouted("scale", max_attempts=2) == [["started", f"attempt {number} of 2"]]
         end(runs()[-1], Crashed(message="the machine went away") if number == 1 else Failed(message="disk full"))
-    assert scouted("scale", max_attempts=2) == [["gave up", "attempt 2 of 2 failed: disk full"]]
+    assert scouted("scale", max_attempts=2) == [
+        ["gave up", "attempt 2 of 2 failed (disk full): raise `max_attempts` to start another"]
+    ]
     assert scouted("scale", max_attempts=3) == [["started", "attempt 3 of 3"]]
 
 
@@ -144,7 +146,7 @@ def test_the_table_of_the_flow_run_has_every_candidate_and_its_reason(papers: UU
     assert (scale["base model"], scale["action"]) == (SCALE.identity, "would start")
     assert re.fullmatch(r"0\.00 B", scale["parameters"])  # 1.4 million
     assert re.search("Unknown base model 'llama-9'. Known: scale", unknown["why"])
-    assert re.search("its commit is not known, as the hub can't be asked .*`revision`", hub["why"])
+    assert re.search("Its commit is not known, as the hub does not answer .*`revision`", hub["why"])
     assert (hub["action"], hub["licence"]) == ("left out", "mit")
 
 
@@ -156,8 +158,12 @@ def test_a_base_that_the_paper_could_not_use_is_left_out_before_anything_starts(
     scouting = {"profile": "paper-smoke", "data_dir": str(data_dir)}
     cases = [
         (str(broken), {}, r"has no model\.safetensors"),
-        (str(llama), {"max_billions": 1e-6}, r"it has 0\.00 billion parameters, and 1e-06 are the limit"),
-        (str(llama), {"licences": ["mit"]}, "its licence, which is not known, is not one of mit"),
+        (
+            str(llama),
+            {"max_billions": 1e-6},
+            r"It has 0\.00 billion parameters, more than the 1e-06 of `max_billions`",
+        ),
+        (str(llama), {"licences": ["mit"]}, "Its licence is not known, and `licences` allows only mit"),
         (str(llama), {"data_dir": str(tmp_path)}, "commonsense"),
     ]
     for base, changes, reason in cases:
@@ -188,16 +194,16 @@ def test_without_the_hub_rows_folders_and_commits_are_found(llama: Path) -> None
         None,
     ]
     branch, row, search = [candidate.problem or "" for candidate in found[4:]]
-    assert "its commit is not known" in branch
+    assert "Its commit is not known" in branch
     assert "is a row of BASE_MODELS at 27d67f1b" in row
-    assert "the hub can't be searched" in search
+    assert "The hub can't be searched" in search
 
 
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
         ({"profile": "huge"}, ParameterTypeError, "profile: Input should be 'scale'"),
-        ({"source": None}, ValueError, "Nothing to look through"),
+        ({"source": None}, ValueError, "There is nowhere to look: set `source`"),
         ({"limit": 0}, ParameterTypeError, "limit"),
         ({"max_attempts": "many"}, ParameterTypeError, "max_attempts"),
     ],
@@ -210,7 +216,7 @@ def test_wrong_parameters_are_refused(state_dir: Path, parameters: dict, error: 
 def test_without_the_papers_deployment_the_scout_says_how_to_make_it(papers: UUID) -> None:
     with get_client(sync_client=True) as client:
         client.delete_deployment(papers)
-    with pytest.raises(RuntimeError, match=r"no deployment lori/full-paper .*flows\.servers\.bootstrap"):
+    with pytest.raises(RuntimeError, match=r"no deployment lori/full-paper: .*flows\.servers\.bootstrap"):
         scouted("scale")
 
 
@@ -265,8 +271,8 @@ def test_what_the_hub_offers_is_run_or_has_its_reason(
     reasons = {row["base model"].partition("@")[0]: f"{row['action']}: {row['why']}" for row in of_author}
     assert list(reasons) == [*ScoutedHub.listed]
     assert reasons["org/good"] == "started: attempt 1 of 3"
-    assert "70.00 billion parameters, and 10 are the limit" in reasons["org/large"]
-    assert "its licence, cc-by-nc-4.0, is not one of mit" in reasons["org/strict"]
+    assert "70.00 billion parameters, more than the 10 of `max_billions`" in reasons["org/large"]
+    assert "Its licence is cc-by-nc-4.0, and `licences` allows only mit" in reasons["org/strict"]
     assert "no causal language model but of BertForMaskedLM" in reasons["org/encoder"]
     assert re.search(r"left out: org/gated is gated, .*https://\S+/org/gated", reasons["org/gated"])
     (run,) = runs()

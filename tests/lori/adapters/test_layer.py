@@ -209,7 +209,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
     plain, checkpointed = (with_lora(tiny_llama(), fused=True).train() for _ in range(2))
     masks = some_masks(plain)
     checkpointed.enable_input_require_grads()
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     expected = gradients(sparsify(plain, masks))
     for module, gradient in gradients(sparsify(checkpointed, masks)).items():
         assert torch.equal(gradient, expected[module])

@@ -11,12 +11,12 @@ from tasks.machine import ROOT
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (None, "There is no file of candidates"),
-        ("base_models: {", "is no list of candidates"),
-        ("models: [scale]", "Expected `base_models:` with names"),
-        ("base_models: [{base_model: a/b, license: mit}]", "entries of base_model, revision, licence"),
+        (None, "There is no list of candidates at"),
+        ("base_models: {", "is not a list of candidates"),
+        ("models: [scale]", "under `base_models:`, list names"),
+        ("base_models: [{base_model: a/b, license: mit}]", "entries with base_model, revision, licence"),
         ("base_models: [{base_model: a/b, revision: 1234567}]", "quote it"),
-        ("base_models:", "is no list of candidates"),
+        ("base_models:", "is not a list of candidates"),
     ],
 )
 def test_a_file_that_is_no_list_of_candidates_is_refused(written: str | None, message: str, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def search():
         if id(item) not in seen:
             seen.add(id(item))
             stack += gc.get_referents(item)
-            if isinstance(item, (bytes, str)):
+            if issubclass(type(item), (bytes, str)):  # `isinstance` asks the item itself, and some warn
                 found.update(re.findall("[0-9a-f]{32}", item if isinstance(item, str) else item.decode("latin-1")))
     for descriptor in range(64):
         try:

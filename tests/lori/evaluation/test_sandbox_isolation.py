@@ -98,7 +98,8 @@ def test_there_is_no_network():
         unix.bind(f"\0lori-{os.getpid()}")
         unix.listen()
         for family, address in ((socket.AF_INET, server.getsockname()), (socket.AF_UNIX, unix.getsockname())):
-            socket.socket(family).connect(address)  # from outside of the sandbox they answer
+            with socket.socket(family) as client:
+                client.connect(address)  # from outside of the sandbox they answer
         program = (
             "import socket\nfor family, address in ((socket.AF_INET, ('1.1.1.1', 53)),"
             f" (socket.AF_INET, {server.getsockname()!r}), (socket.AF_UNIX, {unix.getsockname()!r})):\n"

@@ -134,11 +134,10 @@ with gpus.acquire_gpus(1, while_waiting=lambda: None) as (_, descriptors):
     print(child.pid, flush=True)
     signal.pause()
 """
-    holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    child = int(holder.stdout.readline())
-    holder.kill()
-    holder.wait()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        child = int(holder.stdout.readline())
+        holder.kill()
     with pytest.raises(Stop):
         held_ids(1)
     os.kill(child, signal.SIGKILL)

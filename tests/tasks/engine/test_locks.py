@@ -38,10 +38,9 @@ def test_nobody_waits_for_a_dead_holder(tmp_path: Path, monkeypatch: pytest.Monk
         "from tasks.engine.locks import FlockLocks; import signal;"
         "FlockLocks().acquire_lock('key', 'other'); print('held', flush=True); signal.pause()"
     )
-    other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
-    assert other.stdout
-    other.stdout.readline()
-    assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
-    threading.Timer(0.2, other.kill).start()
-    assert FlockLocks().acquire_lock("key", "me", acquire_timeout=PATIENCE)
-    other.wait()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        assert not FlockLocks().acquire_lock("key", "me", acquire_timeout=0)
+        threading.Timer(0.2, other.kill).start()
+        assert FlockLocks().acquire_lock("key", "me", acquire_timeout=PATIENCE)

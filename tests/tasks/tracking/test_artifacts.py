@@ -194,7 +194,7 @@ def test_another_machine_finds_the_newest_checkpoint_and_no_other(store: Store, 
 def test_a_checkpoint_that_was_cut_is_not_believed(store: Store, tmp_path: Path) -> None:
     run_id = open_run(store.runtime)
     tracking.publish_checkpoint(store.runtime, run_id, write_checkpoint(tmp_path / "here", "at 7"), 7)
-    next(store.artifact_dir.rglob("state")).write_text("at")
+    next(store.artifact_dir.rglob(f"{run_id}/artifacts/**/state")).write_text("at")
     found = tracking.published_checkpoint(store.runtime, run_id)
     assert found
     assert not tracking.fetch_checkpoint(store.runtime, run_id, found, tmp_path / "there")
