@@ -198,9 +198,3 @@ def test_a_full_disk_is_named_and_a_run_with_room_succeeds(inline: Handle, datas
     assert "No space left on device" in answer["error"]
     assert f"A disk is full: make room at {os.environ['LORI_DIR']}" in answer["error"]
     assert run_in_process(training("full", dataset), Heard().listener()).handle.sha256 == inline.sha256
-
-
-def test_what_was_computed_before_is_not_computed_again(dataset: Handle) -> None:
-    heard = Heard()
-    run_in_process(training("process", dataset), heard.listener())
-    assert heard.points == []

@@ -13,9 +13,9 @@ from helpers.waiting import PATIENCE, wait_until
 
 CELLS = {"domains": ["nlu"], "methods": ["base", "lori-s"], "merge_methods": ["concat"]}  # of the smoke profile
 TITLES = [
-    "dataset nlu test",
-    "dataset nlu train",
-    "dataset nlu validation",
+    "dataset nlu test  12 rows",
+    "dataset nlu train  64 rows",  # 4 steps of 16
+    "dataset nlu validation  8 rows",
     "evaluate base nlu  seed 0  on nlu",
     "evaluate lori-s nlu  seed 0  4 steps  on nlu",
     "evaluate lori-s nlu  seed 0  4 steps  on nlu validation",
