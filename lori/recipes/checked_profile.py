@@ -102,4 +102,7 @@ def _check_merges(changed: Profile) -> None:
         set(product(map(recipe_of, changed.merged), changed.merge_methods)) - set(chosen_numbers(changed.base)[1])
     )
     if missing and changed.weights is None:
-        raise ValueError(f"No merge weight for {missing[0]}: see MERGE_WEIGHTS (lori/recipes/configs.py).")
+        raise ValueError(
+            f"There is no weight for merging {missing[0][0]} by {missing[0][1]}: give `weights`, one a domain, or add it"
+            " to MERGE_WEIGHTS (lori/recipes/scale_numbers.py)."
+        )
