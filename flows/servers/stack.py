@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -229,12 +229,13 @@ def watch(addresses: Addresses, services: Sequence[Service], params: Sequence[st
         printer.join()
 
 
-def _print_log(lines: Iterable[str]) -> None:
+def _print_log(lines: IO[str]) -> None:
     """What the flow printed, without Prefect's times and ids; events, such as a task's states, are left out."""
-    for line in lines:
-        text = LOG_PREFIX.sub("", line.rstrip())
-        if not NOISE.match(text):
-            say(text)
+    with lines:
+        for line in lines:
+            text = LOG_PREFIX.sub("", line.rstrip())
+            if not NOISE.match(text):
+                say(text)
 
 
 def serve() -> int:

@@ -35,7 +35,7 @@ from lori.recipes.configs import data_config, eval_config, mask_config, merge_co
         ({"weights": [0.5, 0.5]}, r"4 adapters need 4 weights, not 2"),
         ({"weights": [0.5, 0.5, 0.5, float("nan")]}, r"finite"),
         ({"density": 1.5}, r"0 < density <= 1"),
-        ({"merged": ["rslora"]}, r"No merge weight for \('rslora', 'concat'\)"),
+        ({"merged": ["rslora"]}, "There is no weight for merging rslora by concat: give `weights`"),
     ],
 )
 def test_a_wrong_name_or_number_is_refused_with_what_is_known(changes, message):
