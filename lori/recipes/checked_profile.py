@@ -103,6 +103,6 @@ def _check_merges(changed: Profile) -> None:
     )
     if missing and changed.weights is None:
         raise ValueError(
-            f"There is no weight for merging {missing[0][0]} by {missing[0][1]}: give `weights`, one a domain, or add it"
-            " to MERGE_WEIGHTS (lori/recipes/scale_numbers.py)."
+            f"There is no weight for merging {missing[0][0]} by {missing[0][1]}: give `weights`, one a domain, or add"
+            " the weight to MERGE_WEIGHTS (lori/recipes/scale_numbers.py)."
         )
