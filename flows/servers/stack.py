@@ -163,7 +163,8 @@ def _choose_ports() -> tuple[int, int]:
     last = json.loads(path.read_text()) if path.exists() else USUAL_PORTS
     variables = ("LORI_PREFECT_PORT", "LORI_MLFLOW_PORT")
     prefect, mlflow = map(choose_port, variables, zip(USUAL_PORTS, last, strict=True))
-    path.write_text(json.dumps([prefect, mlflow]))
+    if not any(map(os.environ.get, variables)):
+        path.write_text(json.dumps([prefect, mlflow]))
     return prefect, mlflow
 
 
@@ -193,16 +194,16 @@ def workers(executor: str) -> dict[str, list[str]]:
 
 
 def paper(params: Sequence[str], *, stay: bool) -> int:
-    """Run `lori/full-paper` and watch it; the exit code is 0 if it completed. With `stay` its servers then stay."""
+    """Run `lori/full-paper` and watch it; the exit code is 0 if it completed. With `stay` its servers stay then."""
     if addresses := running_stack():
         say(f"Using the running servers (state in {state_dir()}).")
         try:
             return watch(addresses, [], params)
         except KeyboardInterrupt:
-            sys.exit("No longer watching: the flow run goes on, on the servers of `make serve`.")
+            sys.exit("No longer watching: the flow run goes on, on the running servers.")
     with the_only_one() as state, started() as (addresses, services):
         code = watch(addresses, services, params)
-        if stay:
+        if stay and code == 0:
             say("The servers of these links stay until Ctrl-C.")
             _stay(state, addresses, services)
         else:

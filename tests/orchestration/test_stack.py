@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,31 @@ def test_the_ports_of_last_time_are_taken_again_where_the_usual_ones_are_not_fre
     first = stack._choose_ports()
     assert taken_port not in first
     assert stack._choose_ports() == first
+    with monkeypatch.context() as patch:
+        patch.setenv("LORI_MLFLOW_PORT", "0")
+        assert stack._choose_ports()[1] not in first
+    assert stack._choose_ports() == first  # what was asked for once is not remembered
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_servers_of_a_paper_stay_until_ctrl_c_for_others_to_use_unless_it_failed(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses, used = stack.Addresses("http://127.0.0.1:1", "http://127.0.0.1:2"), []
+
+    def ctrl_c(_: object) -> None:
+        used.append(stack.running_stack())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stack, "started", lambda: nullcontext((addresses, [])))
+    monkeypatch.setattr(stack, "watch", lambda *_: code)
+    monkeypatch.setattr(stack, "check_alive", ctrl_c)
+    assert stack.paper([], stay=True) == code
+    assert used == ([addresses] if code == 0 else [])
+    assert stack.running_stack() is None
+    used.clear()
+    assert stack.paper([], stay=False) == code
+    assert used == []
 
 
 def test_an_occupied_port_is_one_sentence_and_no_traceback(taken_port: int, tmp_path: Path) -> None:
