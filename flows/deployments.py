@@ -5,7 +5,7 @@ and prefect.yaml gives each the parameters that make it so.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect import Flow, flow
@@ -24,18 +24,29 @@ from flows.parameters import meaning
 StudyFlow = Flow[..., State]
 # Threads that only wait: how much is computed at once is the executor's business
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+ABOUT = ("profile", "base_model", "collection", "author", "search")  # parameters that a run's name begins with
+# And that it leaves out: places, and what the name of the deployment says
+UNNAMED = ("base_models", "source", "data_dir", "adapters_dir", "hardware", "tables", "controls", "adapters")
 
 
-def _run_name() -> str:
-    """What a flow run is about, as in `lori paper mistral-7b`."""
-    about = flow_run.parameters
-    words = [flow_run.flow_name, about["profile"], about.get("base_model")]
-    words += [about.get(name) for name in ("collection", "author", "search")]
-    return " ".join(filter(None, [*words, *(about.get("base_models") or [])]))
+def run_name(flow_name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """What a flow run is about, and what was asked for, as in `lori paper mistral-7b · sparsity 0.8 · seeds 0, 1`."""
+    about = [flow_name, *(given.get(name) for name in ABOUT), *(given.get("base_models") or [])]
+    changed = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in given.items()
+        if value != defaults[name] and name not in (*ABOUT, *UNNAMED)
+    ]
+    return " · ".join([" ".join(filter(None, about)), *changed])
 
 
 def _flow(function: Callable[..., State], name: str) -> StudyFlow:
-    return flow(name=name, flow_run_name=_run_name, task_runner=THREADS)(function)
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+
+    def named() -> str:
+        return run_name(name, flow_run.parameters, defaults)
+
+    return flow(name=name, flow_run_name=named, task_runner=THREADS)(function)
 
 
 def _documented(function: Callable[..., Any]) -> Callable[..., Any]:

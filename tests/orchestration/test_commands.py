@@ -91,3 +91,12 @@ def test_prefects_form_offers_the_choices_and_says_what_each_parameter_means() -
 
 def test_the_claims_are_deployed_with_as_many_seeds_as_decide_them() -> None:
     assert len(deployed()["claims"]["parameters"]["seeds"]) == MIN_SEEDS
+
+
+def test_a_runs_name_says_what_was_asked_for_and_differs() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(resolve_name(PAPER)).parameters.items()}
+    asked = {"profile": "smoke", "base_model": "mistral-7b", "sparsity": 0.8, "seeds": [0, 1], "tables": ["merging"]}
+    assert deployments.run_name("merge", {**defaults, **asked}, defaults) == (
+        "merge smoke mistral-7b · sparsity 0.8 · seeds 0, 1"  # the tables are the deployment's
+    )
+    assert deployments.run_name("lori", {**defaults, "refresh": ["all"]}, defaults) == "lori scale · refresh all"
