@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
@@ -50,13 +50,13 @@ def publish(  # noqa: PLR0913 it is of all of them
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{profile.name}-{profile.base.name}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id, "report/index.html"):
-        create_link_artifact(url, key=f"{key}-mlflow", link_text="Report in MLflow")
+        links = {"Report": url, **tracking.view_links(runtime)}
+        listed = "\n".join(f"- [{name}]({link})" for name, link in links.items())
+        create_markdown_artifact(listed, key=f"{key}-mlflow", description="The report and the views in MLflow")
         if page_of_run := url_for("flow-run", flow_run.id):  # none without a Prefect server of one's own
             print(f"Prefect: {page_of_run}")
-        print(f"MLflow:  {url}")
-    for number, (name, link) in enumerate(tracking.view_links(runtime).items(), start=1):
-        create_link_artifact(link, key=f"{key}-view-{number}", link_text=f"{name} in MLflow")
-        print(f"         {name}: {link}")
+        for name, link in links.items():
+            print(f"MLflow:  {name}: {link}")
     print(f"Report:  {page}")
 
 

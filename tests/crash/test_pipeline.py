@@ -85,6 +85,18 @@ def test_a_job_shows_its_progress_its_output_and_its_run_in_mlflow(running: Clus
     assert any("on cpu" in entry.message for entry in logs)
 
 
+def test_a_study_leaves_its_tables_and_one_list_of_links(running: Cluster, paper: str) -> None:
+    run = running.flow_runs("lori smoke")[-1]
+    with running.client() as client:
+        artifacts = {each.key: each.data for each in client.read_artifacts(limit=200) if each.flow_run_id == run.id}
+    assert artifacts.keys() == {"lori-smoke-scale", "lori-smoke-scale-mlflow"}
+    links = artifacts["lori-smoke-scale-mlflow"]
+    assert "- [Report](" in links
+    assert "- [01 Single-task](" in links
+    assert links.count(running.mlflow_uri) == 7  # the report and six views
+    assert "MLflow:  01 Single-task: " in paper
+
+
 def test_an_unknown_parameter_and_a_wrong_type_are_refused_before_anything_starts(running: Cluster) -> None:
     before = len(running.flow_runs("lori"))
     for name, value, message in [("domain", "nlu", "domain"), ("seeds", "many", "Validation")]:
