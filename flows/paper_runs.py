@@ -21,7 +21,7 @@ from lori.base_models.candidates import BILLION, Candidate, Filters, check_candi
 from lori.choices.profiles import PROFILES
 from lori.recipes import checked_profile
 from tasks import tracking
-from tasks.machine import local_runtime
+from tasks.machine import experiment_of, local_runtime
 from tasks.report.paper_tables import PAPER_TABLES
 from tasks.report.write import study_settings
 from tasks.results import Runtime, step_key
@@ -46,7 +46,8 @@ class Order:
 
 def start_papers(candidates: Sequence[Candidate], order: Order) -> State:
     """Decide about each candidate, start what is due, and leave the table of all decisions, also in the log."""
-    runtime = local_runtime(Runtime(data_dir=order.parameters["data_dir"]))
+    told = Runtime(experiment=experiment_of(order.profile), data_dir=order.parameters["data_dir"])
+    runtime = local_runtime(told)
     tracking.ensure_store(runtime.tracking_uri)
     with get_client(sync_client=True) as client:
         rows = list(_decide(client, candidates, order, runtime))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from lori.choices.profiles import COPIES
 from lori.config import TrainRuntime
 from tasks.results import Runtime
 
@@ -56,6 +57,12 @@ def work_dir(key: str) -> Path:
     return state_dir() / "work" / key
 
 
+def experiment_of(profile: str = "") -> str:
+    """MLflow's experiment of a profile: one whose numbers mean nothing has its own, beside no others in a view."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori"
+    return f"{name}-{profile}" if profile in COPIES else name
+
+
 def local_runtime(told: Runtime = NOTHING_TOLD) -> Runtime:
     """`told`, and what it leaves empty as this process has it.
 
@@ -66,7 +73,7 @@ def local_runtime(told: Runtime = NOTHING_TOLD) -> Runtime:
     own = {
         "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or store,
         "cache_dir": str(state_dir() / "cache"),
-        "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lori",
+        "experiment": experiment_of(),
         "device": os.environ.get("LORI_DEVICE") or "auto",
         "data_dir": os.environ.get("LORI_DATA"),
         "models_dir": os.environ.get("LORI_MODELS"),

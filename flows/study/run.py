@@ -29,7 +29,7 @@ from tasks.engine.executors import check_executor, interruptible
 from tasks.engine.prefetch import looked_up
 from tasks.engine.progress import log_at_info
 from tasks.engine.steps import STEPS
-from tasks.machine import NOTHING_TOLD, local_runtime
+from tasks.machine import NOTHING_TOLD, experiment_of, local_runtime
 from tasks.publish.hub import check_push
 from tasks.results import Runtime
 
@@ -92,17 +92,17 @@ def prepare_study(
     check_usable(chosen, plan_only=plan_only)
     if push_to and not plan_only:
         check_push(push_to)
-    if not plan_only:
-        tracking.ensure_store(runtime.tracking_uri)
-        tracking.close_stale_runs(runtime)
     told = Runtime(
-        experiment=runtime.experiment,
+        experiment=experiment_of(chosen.name),
         data_dir=places.get("data_dir"),
         models_dir=places.get("models_dir"),
         adapters_dir=adapters_dir,
         hardware=hardware,
         flow_run=url_for("flow-run", flow_run.id) or str(flow_run.id),
     )
+    if not plan_only:
+        tracking.ensure_store(runtime.tracking_uri)
+        tracking.close_stale_runs(local_runtime(told))
     return Study(chosen, told, plan_only, push_to, Cells(refresh or ()))
 
 
@@ -152,11 +152,14 @@ def run_study(study: Study, *stages: Stage, asked: Mapping[str, Any] | None = No
         if progress.failed:
             compared = _compare_finished(study, rows, progress)
         effort = {"num_computed": progress.computed, "num_cached": progress.cached}
+        runtime = local_runtime(study.told)
         settings = {**(asked or {}), "wall_seconds": time.monotonic() - started, **effort}
         results = {key: future.result() for key, future in progress.futures.items() if future.state.is_completed()}
-        publish(study.profile, study.cells, rows, compared, results, settings, is_complete=not progress.failed)
+        publish(
+            study.profile, study.cells, rows, compared, results, settings, runtime, is_complete=not progress.failed
+        )
         if study.push_to:
-            progress.failed |= push_all(study.push_to, rows, results)
+            progress.failed |= push_all(study.push_to, rows, results, runtime)
     summary = _summary(progress, seconds=time.monotonic() - started)
     print(summary, flush=True)
     if progress.failed:

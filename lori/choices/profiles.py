@@ -23,6 +23,8 @@ MERGE_CURVE = (0.25, 0.5, 1.0, 2.0)  # weights, the same for every adapter of a 
 SWEEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each method's learning rate
 CONTINUAL_ROWS = (96, 288)  # of a new domain, beside all of them
 DENSITY = 0.7  # of magnitude, ties and dare
+# Profiles of too few steps to mean anything, and those that they are small copies of
+COPIES = {"smoke": "scale", "paper-smoke": "paper"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lori.choices.profiles import PROFILES
+from lori.choices.profiles import COPIES, PROFILES
 from lori.evaluation.claims import MIN_SEEDS, OPEN
 from lori.evaluation.intervals import Intervals
 from tasks import tracking
@@ -20,8 +20,6 @@ from tasks.results import Runtime, canonical
 EFFORT = ("wall_seconds", "num_computed", "num_cached")  # settings that are no part of what a report is about
 EFFORT_FILE = "effort.json"
 RECIPE = ("method", "rank", "alpha", "learning_rate", "batch_size", "max_length")
-# Profiles of too few steps to mean anything, and those that they are small copies of
-COPIES = {"smoke": "scale", "paper-smoke": "paper"}
 # Settings that a command repeats where they are not the profile's
 REPEATED = ("base_model", "rank", "sparsity", "scope", "density")
 INCOMPLETE = "**Some cells failed: their rows are missing.**"

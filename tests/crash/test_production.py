@@ -119,7 +119,7 @@ def test_a_schedule_fires_and_its_run_is_computed_by_the_workers(installation: I
     assert run.created_by.type == "SCHEDULE"
     assert run.state.is_completed(), run.state.message
     client = MlflowClient(installation.mlflow)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     roles = {found.data.tags.get("lori.role") for found in client.search_runs([experiment.experiment_id])}
     assert {"data", "train", "report"} <= roles

@@ -122,7 +122,7 @@ class Cluster:
 
     def mlflow_runs(self, query: str = "") -> list[Run]:
         client = MlflowClient(self.mlflow_uri)
-        experiment = client.get_experiment_by_name("lori")
+        experiment = client.get_experiment_by_name("lori-smoke")
         return list(client.search_runs([experiment.experiment_id], query)) if experiment else []
 
     def log(self, name: str) -> str:

@@ -57,7 +57,7 @@ def outcome(place: dict[str, str]) -> dict[str, int]:
 
 def scores(method: str, domain: str) -> list[dict]:
     client = MlflowClient(local_runtime().tracking_uri)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-paper-smoke")
     query = f"tags.`lori.role` = 'train' and tags.`lori.method` = '{method}' and tags.`lori.domain` = '{domain}'"
     return [run.data.metrics for run in client.search_runs([experiment.experiment_id], query)]
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from helpers.documents import example_in
 from helpers.train_worker import fit
-from lori.base_models.resolve import SCALE_MODEL_DIR
 from tasks.machine import ROOT
 
 
@@ -20,8 +19,6 @@ def two_processes(tmp_path_factory):
     """What `train_worker.py` wrote under torchrun, over gloo."""
     out = tmp_path_factory.mktemp("two")
     (out / "example.py").write_text(example_in("README.md", "example"))
-    (out / "lori").mkdir()
-    (out / "lori" / "scale_model").symlink_to(SCALE_MODEL_DIR)  # as in the checkout
     worker = str(ROOT / "tests" / "helpers" / "train_worker.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     # Port 0: a free one, and on loopback

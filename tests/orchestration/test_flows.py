@@ -23,7 +23,7 @@ from tasks import tracking
 from tasks.engine import pool, prefetch
 from tasks.engine.locks import FlockLocks
 from tasks.engine.steps import STEPS
-from tasks.machine import ROOT, local_runtime
+from tasks.machine import ROOT, experiment_of, local_runtime
 from tasks.results import Handle, Runtime
 from tasks.tracking import MlflowException, provenance
 
@@ -48,10 +48,10 @@ def test_the_paper_flow_computes_every_kind_of_stage_and_reports_its_three_table
 def test_keys_and_bytes_are_what_they_were(paper: dict[str, int]) -> None:
     """`goldens.json` is from the commit before the modules were moved: it changes with a step's version alone."""
     full_paper(profile="scale", tables=["single"], domains=["nlu"], methods=["lori-s"])
-    goldens, runtime = json.loads((ROOT / "tests" / "goldens.json").read_text()), local_runtime()
+    goldens = json.loads((ROOT / "tests" / "goldens.json").read_text())
     is_same_cpu = goldens["cpu"] == f"{provenance()['lori.cpu']}, {torch.backends.cpu.get_cpu_capability()}"
-    for key, sha256 in {**goldens["smoke"], **goldens["scale"]}.items():
-        handle = tracking.find_handle(runtime, key)
+    for profile, (key, sha256) in [(name, golden) for name in ("smoke", "scale") for golden in goldens[name].items()]:
+        handle = tracking.find_handle(local_runtime(Runtime(experiment=experiment_of(profile))), key)
         assert handle, key
         if is_same_cpu or handle.kind == "dataset":  # the last bits of a sum are a kind of CPU's own
             assert handle.sha256 == sha256, handle.name
@@ -140,7 +140,7 @@ def test_an_ablation_trains_what_its_setting_changes_and_compares_it_with_the_us
     ]
     assert done["cached"] > 0
     client = MlflowClient(local_runtime().tracking_uri)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     results = client.search_runs([experiment.experiment_id], "tags.`lori.suite` = 'ablations'")
     assert {run.data.params["value"]: run.data.params["sparsity"] for run in results} == {"0.8": "0.8", "0.9": "0.9"}
@@ -168,7 +168,7 @@ def test_a_sweep_tries_each_rate_on_validation_rows_and_records_the_best(
         "train lori-d nlu  seed 0  4 steps rate 0.005",
     ]
     client = MlflowClient(local_runtime().tracking_uri)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     results = client.search_runs([experiment.experiment_id], "tags.`lori.suite` = 'sweep'")
     found = {run.data.params["rate"]: run.data.params for run in results}
@@ -182,7 +182,7 @@ def test_what_was_deleted_from_mlflow_is_made_again_and_nothing_else(
     paper: dict[str, int], computed: Computed
 ) -> None:
     client = MlflowClient(local_runtime().tracking_uri)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     query = "tags.`lori.role` = 'train' and tags.`lori.method` = 'lora' and tags.`lori.domain` = 'nlu'"
     (run,) = client.search_runs([experiment.experiment_id], query)

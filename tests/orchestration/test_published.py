@@ -139,7 +139,7 @@ def test_the_flow_scores_each_on_its_own_domain_with_the_authors_prompts(
     )
     assert done["computed"] == 6  # two adapters, two datasets, two scores
     client = MlflowClient(local_runtime().tracking_uri)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-paper-smoke")
     runs = client.search_runs([experiment.experiment_id], "tags.`lori.role` = 'import'")
     scored = {run.data.tags["lori.method"]: set(run.data.metrics) for run in runs}
     assert "code/pass_at_1" in scored["lori-d"]
