@@ -92,17 +92,18 @@ def prepare_study(
     check_usable(chosen, plan_only=plan_only)
     if push_to and not plan_only:
         check_push(push_to)
+    experiment = experiment_of(chosen.name)
+    if not plan_only:
+        tracking.ensure_store(runtime.tracking_uri)
+        tracking.close_stale_runs(replace(runtime, experiment=experiment))
     told = Runtime(
-        experiment=experiment_of(chosen.name),
+        experiment=experiment,
         data_dir=places.get("data_dir"),
         models_dir=places.get("models_dir"),
         adapters_dir=adapters_dir,
         hardware=hardware,
         flow_run=url_for("flow-run", flow_run.id) or str(flow_run.id),
     )
-    if not plan_only:
-        tracking.ensure_store(runtime.tracking_uri)
-        tracking.close_stale_runs(local_runtime(told))
     return Study(chosen, told, plan_only, push_to, Cells(refresh or ()))
 
 

@@ -113,9 +113,10 @@ def _started(
 
     def hear_lines() -> None:
         assert process.stdout
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            listener.on_line(line.rstrip())
+        with process.stdout:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                listener.on_line(line.rstrip())
 
     thread = threading.Thread(target=hear_lines)
     thread.start()
