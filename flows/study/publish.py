@@ -50,13 +50,14 @@ def publish(  # noqa: PLR0913 it is of all of them
     key = re.sub(r"[^a-z0-9]+", "-", f"lori-{profile.name}-{profile.base.name}".lower()).strip("-")
     create_markdown_artifact(markdown, key=key, description="The tables of the paper")
     if url := tracking.run_url(runtime, handle.run_id, "report/index.html"):
-        links = {"Report": url, **tracking.view_links(runtime)}
-        listed = "\n".join(f"- [{name}]({link})" for name, link in links.items())
+        views = tracking.view_links(runtime)
+        listed = "\n".join(f"- [{name}]({link})" for name, link in {"Report": url, **views}.items())
         create_markdown_artifact(listed, key=f"{key}-mlflow", description="The report and the views in MLflow")
         if page_of_run := url_for("flow-run", flow_run.id):  # none without a Prefect server of one's own
             print(f"Prefect: {page_of_run}")
-        for name, link in links.items():
-            print(f"MLflow:  {name}: {link}")
+        print(f"MLflow:  {url}")
+        for name, link in views.items():
+            print(f"         {name}: {link}")
     print(f"Report:  {page}")
 
 

@@ -94,7 +94,7 @@ def test_a_study_leaves_its_tables_and_one_list_of_links(running: Cluster, paper
     assert "- [Report](" in links
     assert "- [01 Single-task](" in links
     assert links.count(running.mlflow_uri) == 7  # the report and six views
-    assert "MLflow:  01 Single-task: " in paper
+    assert "         01 Single-task: " in paper
 
 
 def test_an_unknown_parameter_and_a_wrong_type_are_refused_before_anything_starts(running: Cluster) -> None:

@@ -81,7 +81,7 @@ def test_what_was_done_before_an_interruption_is_not_computed_again(
 
 def test_nothing_is_in_mlflow_twice(home: Path, resumed: dict[str, str]) -> None:
     client = MlflowClient(f"sqlite:///{home}/local/mlflow.db")
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
     assert {run.info.status for run in runs} == {"FINISHED"}

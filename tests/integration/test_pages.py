@@ -73,7 +73,7 @@ def test_a_table_has_the_rows_of_its_suite_the_best_first_and_the_columns_in_our
 ) -> None:
     open_table(page, link_of(study, view))
     client = MlflowClient(study.mlflow)
-    experiment = client.get_experiment_by_name("lori")
+    experiment = client.get_experiment_by_name("lori-smoke")
     assert experiment
     order = VIEWS[view]["order_by"][0].removeprefix("m:")
     results = client.search_runs([experiment.experiment_id], f"tags.`lori.suite` = '{SUITES[view]}'")
