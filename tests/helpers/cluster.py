@@ -122,8 +122,8 @@ class Cluster:
 
     def mlflow_runs(self, query: str = "") -> list[Run]:
         client = MlflowClient(self.mlflow_uri)
-        experiment = client.get_experiment_by_name("lori-smoke")
-        return list(client.search_runs([experiment.experiment_id], query)) if experiment else []
+        experiments = client.search_experiments(filter_string="name LIKE 'lori%'")  # a profile's own among them
+        return list(client.search_runs([each.experiment_id for each in experiments], query)) if experiments else []
 
     def log(self, name: str) -> str:
         return (self.directory / "logs" / f"{name}.log").read_text()
